@@ -1,0 +1,1 @@
+"""Reading foreign checkpoints, writing our own safely."""

@@ -1,0 +1,180 @@
+"""Parameter names of foreign projects and the names they have here: one table per project.
+
+Our names (the model ``sign_to_text``): ``encoder.source_encoder.*``, ``encoder.adapter.*``,
+``encoder.text_encoder.*`` (a fairseq Transformer encoder, as a rule without a token table), ``decoder.*`` (a fairseq
+Transformer decoder).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LISTED_KEYS = 10  # names shown in an error before "and N more"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the message names the file, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How the parameter names of one foreign project become ours. All patterns match whole names.
+
+    renames: (pattern, replacement) pairs; the first pattern that matches decides.
+    ignored: foreign names that are dropped.
+    zeros: foreign names that are dropped if every value is 0, and are an error otherwise.
+    tied: (name, source) pairs of our names: where the file has no ``name``, it is the same tensor as ``source``.
+    optional: our names that the target model may lack.
+    missing: our names that the file may lack; the model keeps its own value.
+    """
+
+    name: str
+    renames: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+    optional: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+# ``version`` is 3 in every fairseq Transformer that normalises after the last layer, and modules built by this fairseq
+# carry it already; older releases saved 1 or 2 for the same layout. ``_float_tensor`` held a device, not a value.
+_BOOKKEEPING = (r"(encoder|decoder)\.version", r"(encoder|decoder)\.embed_positions\._float_tensor")
+_OUR_VERSIONS = (r"encoder\.text_encoder\.version", r"decoder\.version")
+_TIED_OUTPUT = (("decoder.output_projection.weight", "decoder.embed_tokens.weight"),)
+_TOKEN_TABLE = "encoder.text_encoder.embed_tokens.weight"
+
+# fairseq BART and mBART (model.pt of examples/bart and examples/mbart)
+FAIRSEQ_TEXT = KeyTable(
+    name="fairseq BART or mBART",
+    renames=(
+        (r"decoder\.embed_out", "decoder.output_projection.weight"),  # releases before 2020
+        (r"encoder\.(.+)", r"encoder.text_encoder.\1"),
+        (r"(decoder\..+)", r"\1"),
+    ),
+    ignored=(*_BOOKKEEPING, r"classification_heads\..+"),
+    tied=_TIED_OUTPUT,
+    optional=(re.escape(_TOKEN_TABLE),),
+    missing=_OUR_VERSIONS,
+)
+
+# transformers BartForConditionalGeneration, MBartForConditionalGeneration and their bare models (no "model." prefix).
+# The names inside encoder and decoder are fairseq's, and both position tables begin with the same two unused rows.
+# One token table serves encoder, decoder and output; files repeat it under up to four names.
+HUGGING_FACE_TEXT = KeyTable(
+    name="Hugging Face BART or mBART",
+    renames=(
+        (r"(?:model\.)?(?:shared|encoder\.embed_tokens|decoder\.embed_tokens)\.weight", "decoder.embed_tokens.weight"),
+        (r"lm_head\.weight", "decoder.output_projection.weight"),
+        (r"(?:model\.)?encoder\.(.+)", r"encoder.text_encoder.\1"),
+        (r"(?:model\.)?(decoder\..+)", r"\1"),
+    ),
+    zeros=(r"final_logits_bias",),  # fairseq's output projection has no bias
+    tied=(*_TIED_OUTPUT, (_TOKEN_TABLE, "decoder.embed_tokens.weight")),
+    optional=(re.escape(_TOKEN_TABLE),),
+    missing=_OUR_VERSIONS,
+)
+
+# Tarres et al. 2023 (arXiv 2304.06371), model ``sign2text_transformer`` of the fairseq fork
+# imatge-upc/slt_how2sign_wicv2023: I3D features -> Linear -> fairseq encoder layers with sinusoidal positions.
+TARRES = KeyTable(
+    name="Tarres et al. sign2text_transformer",
+    renames=(
+        (r"encoder\.feat_proj\.(weight|bias)", r"encoder.adapter.projection.\1"),
+        (r"encoder\.transformer_layers\.(.+)", r"encoder.text_encoder.layers.\1"),
+        (r"encoder\.layer_norm\.(.+)", r"encoder.text_encoder.layer_norm.\1"),
+        (r"(decoder\..+)", r"\1"),
+    ),
+    ignored=_BOOKKEEPING,
+    tied=_TIED_OUTPUT,
+    missing=_OUR_VERSIONS,
+)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns matches the whole name."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def convert(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Tensor]:
+    """Renames a foreign state dict by its table, drops what the table ignores and fills in tied tensors.
+
+    Raises:
+        CheckpointError: names without a rule, values that may not be dropped, or two different tensors for one name.
+    """
+    converted: dict[str, Tensor] = {}
+    problems: list[str] = []
+    unexpected: list[str] = []
+    for key, value in state.items():
+        if matches(key, table.ignored):
+            continue
+        if matches(key, table.zeros):
+            if torch.count_nonzero(value):
+                problems.append(f"{key} is not zero, and this model has no such parameter")
+            continue
+        name = _rename(key, table)
+        if name is None:
+            unexpected.append(key)
+        elif name in converted and not torch.equal(converted[name], value):
+            problems.append(f"{key} differs from another tensor of the file that also becomes {name}")
+        else:
+            converted[name] = value
+    if unexpected:
+        problems.insert(0, f"unexpected names: {_shortened(unexpected)}")
+    if problems:
+        raise CheckpointError(f"not a {table.name} checkpoint: " + "; ".join(problems))
+    for name, source in table.tied:
+        if name not in converted and source in converted:
+            converted[name] = converted[source]
+    return converted
+
+
+def fit(
+    state: Mapping[str, Tensor], model: Mapping[str, Tensor], table: KeyTable, allow_missing: Iterable[str] = ()
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Checks a converted state dict against the state dict of the model that it is meant for.
+
+    Args:
+        state: from ``convert``, restricted to the parts that are loaded.
+        model: the target's state dict, under our full names.
+        allow_missing: further patterns of names that the file may lack.
+
+    Returns:
+        (the tensors to load, the names that the file lacks and the model keeps).
+
+    Raises:
+        CheckpointError: unexpected names, missing names and different shapes, all in one message.
+    """
+    allowed = (*table.missing, *allow_missing)
+    unexpected = [name for name in state if name not in model and not matches(name, table.optional)]
+    missing = [name for name in model if name not in state]
+    forbidden = [name for name in missing if not matches(name, allowed)]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} in the file and {tuple(value.shape)} in the model"
+        for name, value in model.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems = [
+        f"{label}: {_shortened(names)}"
+        for label, names in (("unexpected names", unexpected), ("missing names", forbidden), ("shapes", shapes))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"the {table.name} checkpoint does not fit the model: " + "; ".join(problems))
+    return {name: value for name, value in state.items() if name in model}, missing
+
+
+def _rename(key: str, table: KeyTable) -> str | None:
+    for pattern, replacement in table.renames:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(replacement)
+    return None
+
+
+def _shortened(names: list[str]) -> str:
+    more = len(names) - LISTED_KEYS
+    return f"{', '.join(names[:LISTED_KEYS])}{f' and {more} more' if more > 0 else ''} ({len(names)} in all)"

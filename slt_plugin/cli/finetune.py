@@ -1,0 +1,55 @@
+"""``slt-finetune``: train a translation model; the same as ``fairseq-hydra-train`` with our config folder.
+
+usage: slt-finetune --config-name NAME [hydra options] [option=value ...]
+
+    slt-finetune --config-name fingerspelling_pose task.data=data/fingerspelling \\
+        task.codec_path=data/fingerspelling/spm_char.model checkpoint.save_dir=runs/fingerspelling
+
+Own configs: --config-dir FOLDER (then fairseq-hydra-train with the same words does the same).
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import slt_plugin
+from slt_plugin.data.errors import DataError
+
+PACKAGE = Path(slt_plugin.__file__).parent
+CONFIGS = PACKAGE / "config" / "finetune"
+
+
+def config_names() -> list[str]:
+    """The experiments that ship with the package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def hydra_arguments(arguments: Sequence[str]) -> list[str]:
+    """The command line for fairseq's Hydra entry point: ours plus config folder and user directory."""
+    words = list(arguments)
+    if not any(word.lstrip("+").startswith("common.user_dir=") for word in words):
+        # ranks that fairseq spawns import the plugin through it; Hydra wants all overrides side by side
+        first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
+        words.insert(first, f"common.user_dir='{PACKAGE}'")
+    if not any(word.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for word in words):
+        words = ["--config-dir", str(CONFIGS), *words]
+    return words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not any(a.startswith(("--config-name", "-cn")) for a in arguments):
+        print(f"{__doc__}\nexperiments: {', '.join(config_names())}")
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+
+    from fairseq_cli.hydra_train import cli_main
+
+    import slt_plugin.tasks  # noqa: F401  registers everything
+
+    sys.argv = ["slt-finetune", *hydra_arguments(arguments)]
+    try:
+        cli_main()
+    except DataError as error:
+        print(f"slt-finetune: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Manifests, media sources and the fairseq dataset over them."""

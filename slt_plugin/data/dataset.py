@@ -1,0 +1,159 @@
+"""The fairseq dataset over a manifest: one source tensor and one target sentence a row."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset, data_utils
+from torch import Tensor
+
+from slt_plugin.data.errors import DataError
+from slt_plugin.data.manifest import Row
+from slt_plugin.data.sources import Source
+
+logger = logging.getLogger(__name__)
+
+SHOWN_ROWS = 10  # rows named in a message about many rows
+
+
+def name_rows(rows: Sequence[Row], lengths: Sequence[int]) -> str:
+    """'a (812), b (640), ... and 3 more' for messages."""
+    named = ", ".join(f"{row.id} ({n})" for row, n in zip(rows[:SHOWN_ROWS], lengths, strict=False))
+    return named + (f", ... and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")
+
+
+class SignDataset(FairseqDataset):
+    """Rows of a manifest as samples; batches are filled by source length.
+
+    Args:
+        rows: the manifest's rows; row i is sample id i.
+        source: reads a row's media into (T, C).
+        encode: text to token ids (U,) ending in EOS; None where rows are only decoded.
+        pad, eos: dictionary indices.
+        language_ids: for each row the token that starts its target (mBART), or None for EOS.
+        training: shuffle and augment; every draw depends on (seed, epoch, row) alone, so neither the number of loader
+            workers nor a resume changes it.
+        seed: of shuffling and augmentation.
+    """
+
+    def __init__(
+        self,
+        rows: list[Row],
+        source: Source,
+        *,
+        encode: Callable[[str], Tensor],
+        pad: int,
+        eos: int,
+        language_ids: list[int] | None = None,
+        training: bool = False,
+        seed: int = 1,
+    ):
+        self.rows = rows
+        self.source = source
+        self.pad, self.eos = pad, eos
+        self.training = training
+        self.seed = seed
+        self.epoch = 1
+        self.start_tokens = np.array(language_ids if language_ids is not None else [eos] * len(rows), dtype=np.int64)
+        self.source_lengths = np.array([source.num_steps(row) for row in rows], dtype=np.int64)
+        self.targets = [None if row.text is None else encode(row.text) for row in rows]
+        self.target_lengths = np.array([0 if t is None else len(t) for t in self.targets], dtype=np.int64)
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        # fairseq would keep epoch 1's shuffle and worker processes for ever, and a resumed run could not repeat that
+        return not self.training
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        rng = np.random.default_rng((self.seed, self.epoch, int(index))) if self.training else None
+        return {
+            "id": int(index),
+            "source": self.source.load(self.rows[index], epoch=self.epoch, rng=rng),
+            "target": self.targets[index],
+        }
+
+    def collater(self, samples: list[dict]) -> dict:
+        """Samples to a fairseq batch: ``src_tokens`` (B, T, C) float32 zero-padded, tokens (B, U) padded right."""
+        if not samples:
+            return {}
+        ids = [s["id"] for s in samples]
+        lengths = torch.tensor([len(s["source"]) for s in samples], dtype=torch.int64)
+        src_tokens = torch.nn.utils.rnn.pad_sequence([s["source"] for s in samples], batch_first=True)  # B x T x C
+        batch = {
+            "id": torch.tensor(ids, dtype=torch.int64),
+            "nsentences": len(samples),
+            "net_input": {"src_tokens": src_tokens, "src_lengths": lengths},
+            "start_tokens": torch.from_numpy(self.start_tokens[ids]),
+            "target": None,
+            "ntokens": int(lengths.sum()),
+            "texts": [self.rows[i].text for i in ids],
+            "row_ids": [self.rows[i].id for i in ids],
+        }
+        if all(s["target"] is not None for s in samples):
+            targets = [s["target"] for s in samples]
+            prev = [torch.cat([batch["start_tokens"][i : i + 1], t[:-1]]) for i, t in enumerate(targets)]
+            batch["target"] = data_utils.collate_tokens(targets, self.pad)
+            batch["target_lengths"] = torch.tensor([len(t) for t in targets], dtype=torch.int64)
+            batch["net_input"]["prev_output_tokens"] = data_utils.collate_tokens(prev, self.pad)
+            batch["ntokens"] = int(batch["target_lengths"].sum())
+        return batch
+
+    # sizes and order
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.source_lengths[index])
+
+    def num_tokens_vec(self, indices) -> np.ndarray:
+        return self.source_lengths[indices]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return int(self.source_lengths[index]), int(self.target_lengths[index])
+
+    def ordered_indices(self) -> np.ndarray:
+        """Indices by source length; rows of equal length are shuffled in training (fairseq seeds NumPy by epoch)."""
+        order = np.random.permutation(len(self)) if self.training else np.arange(len(self))
+        return order[np.argsort(self.source_lengths[order], kind="stable")]
+
+    def batch_by_size(
+        self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1
+    ) -> list[np.ndarray]:
+        """Batches of one start token each, holding every index: fairseq's own rounding to a multiple drops rows.
+
+        Raises:
+            DataError: rows longer than ``max_tokens`` (fairseq would fail on an anonymous assertion).
+        """
+        if max_tokens is not None:
+            long = [i for i in indices if self.source_lengths[i] > max_tokens]
+            if long:
+                named = name_rows([self.rows[i] for i in long], self.source_lengths[long])
+                raise DataError(
+                    f"{len(long)} row(s) have more source steps than dataset.max_tokens={max_tokens}: {named}. "
+                    "Raise dataset.max_tokens, or lower task.max_source_positions and set "
+                    "dataset.skip_invalid_size_inputs_valid_test=true to leave them out"
+                )
+        batches = []
+        for token in np.unique(self.start_tokens):
+            # one start token a batch, because fairseq's generator takes a single one
+            same = indices[self.start_tokens[indices] == token]
+            batches += super().batch_by_size(same, max_tokens, max_sentences, required_batch_size_multiple=1)
+        return batches
+
+    def filter_indices_by_size(self, indices, max_sizes):
+        """Splits indices into those within (source steps, target tokens) and those beyond either."""
+        max_source, max_target = max_sizes
+        fits = (self.source_lengths[indices] <= max_source) & (self.target_lengths[indices] <= max_target)
+        return indices[fits], indices[~fits].tolist()
+
+    def limit_message(self, ignored: Sequence[int], max_sizes: tuple[int, int]) -> str:
+        """Names the rows beyond ``max_sizes`` for an error or a warning."""
+        rows = [self.rows[i] for i in ignored]
+        lengths = [f"{self.source_lengths[i]} steps, {self.target_lengths[i]} tokens" for i in ignored]
+        limit = f"{max_sizes[0]} source steps or {max_sizes[1]} target tokens"
+        return f"{len(rows)} row(s) exceed the limit of {limit}: {name_rows(rows, lengths)}"

@@ -1,0 +1,1 @@
+"""fairseq models; importing ``slt_plugin.tasks`` registers them."""

@@ -1,0 +1,100 @@
+"""From a source tensor to fairseq's ``encoder_out``: source encoder -> adapter -> text encoder.
+
+One contract for every source, so that every decoder goes with every encoder: a source encoder takes (B, T, C) and a
+padding mask (B, T), True = padding, and returns (B, T', out_dim) with its padding mask (B, T').
+"""
+
+import math
+
+import torch
+from fairseq.models import FairseqEncoder
+from fairseq.models.transformer import TransformerConfig, TransformerEncoderBase
+from torch import Tensor, nn
+
+from slt_plugin.modules.adapter import Adapter
+from slt_plugin.modules.padding import lengths_to_padding_mask
+from slt_plugin.modules.pose_encoder import PoseEncoder
+
+SOURCE_ENCODERS = ("pose", "none")
+
+
+class IdentityEncoder(nn.Module):
+    """No source encoder: pre-extracted features (or raw landmarks) go straight to the adapter."""
+
+    def __init__(self, out_dim: int):
+        super().__init__()
+        self.out_dim = out_dim
+
+    def forward(self, x: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return x, padding_mask
+
+
+def parse_strides(strides: str) -> list[int]:
+    """'2,1,2' -> [2, 1, 2]. Raises ValueError that names the option."""
+    try:
+        return [int(s) for s in strides.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"model.pose_strides: expected integers joined by commas such as '2,1,2', got {strides!r}"
+        ) from error
+
+
+def build_source_encoder(cfg, channels: int) -> nn.Module:
+    """The source encoder that ``cfg.source_encoder`` names, for sources of ``channels`` values per step."""
+    if cfg.source_encoder == "none":
+        return IdentityEncoder(channels)
+    return PoseEncoder(
+        in_channels=channels,
+        dim=cfg.pose_dim,
+        strides=parse_strides(cfg.pose_strides),
+        kernel_size=cfg.pose_kernel_size,
+        dropout=cfg.source_dropout,
+    )
+
+
+def source_stride(cfg) -> int:
+    """Source steps per encoder output step: the product of all temporal strides."""
+    strides = parse_strides(cfg.pose_strides) if cfg.source_encoder == "pose" else [1]
+    return math.prod(strides) * cfg.adapter_stride
+
+
+class TextEncoder(TransformerEncoderBase):
+    """fairseq's Transformer encoder fed with embeddings instead of token ids; it has no token table of its own."""
+
+    def __init__(self, cfg: TransformerConfig):
+        # the base class wants a token table only to learn the padding index and the width
+        super().__init__(cfg, dictionary=None, embed_tokens=nn.Embedding(2, cfg.encoder.embed_dim, padding_idx=1))
+        del self.embed_tokens
+
+    def forward(self, embeddings: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
+        """embeddings (B, T, C), padding_mask (B, T) -> encoder_out with T x B x C and B x T, True = padding."""
+        # fairseq derives positions and mask from token ids: stand in ids that are padding where the mask is
+        token_ids = torch.where(padding_mask, self.padding_idx, self.padding_idx + 1)
+        return self.forward_scriptable(token_ids, token_embeddings=embeddings)
+
+
+class SignEncoder(FairseqEncoder):
+    """Source encoder, adapter and text encoder in a row."""
+
+    def __init__(self, source_encoder: nn.Module, adapter: Adapter, text_encoder: TextEncoder, *, stride: int):
+        super().__init__(dictionary=None)
+        self.source_encoder = source_encoder
+        self.adapter = adapter
+        self.text_encoder = text_encoder
+        self.stride = stride
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> dict[str, list[Tensor]]:
+        """src_tokens (B, T, C) float, src_lengths (B,) steps -> fairseq's ``encoder_out`` (T' x B x D)."""
+        # fairseq-generate --fp16 halves the model but not its inputs
+        x = src_tokens.to(self.adapter.projection.weight.dtype)
+        padding_mask = lengths_to_padding_mask(src_lengths, x.size(1))
+        x, padding_mask = self.source_encoder(x, padding_mask)
+        x, padding_mask = self.adapter(x, padding_mask)
+        return self.text_encoder(x, padding_mask)
+
+    def reorder_encoder_out(self, encoder_out, new_order):
+        return self.text_encoder.reorder_encoder_out(encoder_out, new_order)
+
+    def max_positions(self) -> int:
+        """The longest source, in source steps before any temporal stride."""
+        return self.text_encoder.max_positions() * self.stride

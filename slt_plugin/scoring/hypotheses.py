@@ -1,0 +1,155 @@
+"""``hypotheses.jsonl``: what generation writes and all scoring and reports read.
+
+One JSON object a line, UTF-8: ``id`` (the manifest's), ``ref`` (the manifest's raw text), ``hyp`` (detokenised),
+``score`` (natural-log probability as the generator ranks it, so length-normalised unless lenpen is 0; null where
+unknown), optional ``text_lang``. Other keys are allowed and not read.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from slt_plugin.scoring.errors import ScoringError, listing
+
+REQUIRED = ("id", "ref", "hyp", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    id: str
+    ref: str
+    hyp: str
+    score: float | None
+    text_lang: str | None = None
+
+
+def read_text(path: str | Path) -> str:
+    """The file's text, UTF-8 (a byte order mark is dropped), any line ends as ``\\n``. Raises ScoringError."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ScoringError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ScoringError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Write UTF-8 under a temporary name, then rename: a reader never sees half a file. Folders are made."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ScoringError(f"{path}: cannot be written ({error.strerror or error}); check folder and space") from error
+
+
+def read_hypotheses(path: str | Path) -> list[Hypothesis]:
+    """All sentences in file order. Raises one ScoringError that lists every bad line with its number and reason."""
+    hypotheses: list[Hypothesis] = []
+    problems: list[str] = []
+    lines = read_text(path).removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise ScoringError(f"{path}: no sentences in it; did the run that wrote it finish?")
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            problems.append(f"line {number}: no JSON object ({error})")
+            continue
+        reason = _problem(record)
+        if reason:
+            problems.append(f"line {number}: {reason}")
+        else:
+            hypotheses.append(
+                Hypothesis(record["id"], record["ref"], record["hyp"], record["score"], record.get("text_lang"))
+            )
+    problems += _duplicates(hypotheses)
+    if problems:
+        raise ScoringError(
+            f"{path}: {len(problems)} problem(s) in {len(lines)} line(s); every line must be a JSON object with "
+            f"{', '.join(REQUIRED)}:\n  " + "\n  ".join(problems[:20]) + _more(len(problems) - 20)
+        )
+    return hypotheses
+
+
+def write_hypotheses(path: str | Path, hypotheses: Iterable[Hypothesis]) -> None:
+    """Write atomically. Raises ScoringError on what read_hypotheses would refuse; the file is then untouched."""
+    hypotheses = list(hypotheses)
+    problems = [f"sentence {h.id!r}: {reason}" for h in hypotheses if (reason := _problem(asdict(h)))]
+    problems += _duplicates(hypotheses)
+    if not hypotheses:
+        problems = ["no sentences given"]
+    if problems:
+        raise ScoringError(f"{path}: not written, {len(problems)} problem(s):\n  " + "\n  ".join(problems[:20])
+                           + _more(len(problems) - 20))  # fmt: skip
+    lines = []
+    for hypothesis in hypotheses:
+        record = asdict(hypothesis)
+        if record["text_lang"] is None:
+            del record["text_lang"]
+        lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomically(path, "".join(lines))
+
+
+def _problem(record: object) -> str | None:
+    """Why the JSON value is no hypothesis, or None."""
+    if not isinstance(record, dict):
+        return f"a JSON {type(record).__name__}, not an object"
+    missing = [key for key in REQUIRED if key not in record]
+    if missing:
+        others = [key for key in record if key not in REQUIRED]
+        near = [f"{key!r} for {close[0]!r}" for key in missing if (close := get_close_matches(key, others, 1, 0.5))]
+        return f"missing {', '.join(missing)}" + (f" (write {', '.join(near)}?)" if near else "")
+    for key in ("id", "ref", "hyp", "text_lang"):
+        value = record.get(key)
+        if not isinstance(value, str) and not (key == "text_lang" and value is None):
+            return f"{key} must be a string, got {value!r}"
+        if value and not _encodable(value):
+            return f"{key} holds half of a surrogate pair, which is no text: {value!r}"
+    if not record["id"]:
+        return "id is empty"
+    score = record["score"]
+    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or not _finite(score)):
+        return f"score must be a finite number or null, got {score!r}"
+    return None
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _duplicates(hypotheses: list[Hypothesis]) -> list[str]:
+    seen: set[str] = set()
+    twice: dict[str, None] = {}
+    for hypothesis in hypotheses:
+        if hypothesis.id in seen:
+            twice[hypothesis.id] = None
+        seen.add(hypothesis.id)
+    return [f"{len(twice)} id(s) more than once: {listing(list(twice))}"] if twice else []
+
+
+def _more(count: int) -> str:
+    return f"\n  and {count} more" if count > 0 else ""

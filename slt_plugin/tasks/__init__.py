@@ -1,0 +1,11 @@
+"""Registers everything with fairseq: tasks, models, criterions and the checkpoint hooks.
+
+fairseq imports this package through ``--user-dir``; Python code and the ``slt-*`` commands do ``import
+slt_plugin.tasks``, because fairseq registers nothing when ``slt_plugin`` is already imported.
+"""
+
+import slt_plugin.models.sign_to_text
+import slt_plugin.tasks.sign_to_text  # noqa: F401
+from slt_plugin.checkpoints import safe
+
+safe.install()

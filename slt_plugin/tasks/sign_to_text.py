@@ -1,0 +1,313 @@
+"""Task ``sign_to_text``: manifests of poses or features in, text out."""
+
+import logging
+from argparse import Namespace
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING, OmegaConf
+
+from slt_plugin.data.dataset import SignDataset, name_rows
+from slt_plugin.data.errors import DataError
+from slt_plugin.data.manifest import read_manifest
+from slt_plugin.data.pose import PoseAugment, PoseOptions
+from slt_plugin.data.sources import FeatureSource, PoseSource, Source
+from slt_plugin.tasks.validation import log_sample, log_scores, score_counts
+from slt_plugin.text.codec import CODEC_KINDS, build_codec, empty_codec
+from slt_plugin.text.languages import MBART_50, MBART_CC25
+
+logger = logging.getLogger(__name__)
+
+LANGUAGES = {"none": (), "mbart_cc25": MBART_CC25, "mbart_50": MBART_50}
+# what a checkpoint needs to read its input again: kept in the task's state
+SOURCE_OPTIONS = ("source", "pose_parts", "pose_normalise", "step_frames", "feature_channels")
+
+
+@dataclass
+class SignToTextTaskConfig(FairseqDataclass):
+    """Options of task ``sign_to_text``."""
+
+    data: str = field(default=MISSING, metadata={"help": "directory with train.tsv, valid.tsv, ... (manifests)"})
+    media_root: str | None = field(
+        default=None, metadata={"help": "directory that manifest paths start from; default: the manifest's own"}
+    )
+    # source
+    source: ChoiceEnum(("pose", "features")) = field(
+        default="pose", metadata={"help": "what the manifest's files hold"}
+    )
+    pose_parts: str = field(
+        default="body,left_hand,right_hand,face", metadata={"help": "landmark groups that are read, comma-joined"}
+    )
+    pose_normalise: str = field(
+        default="shoulders", metadata={"help": "'shoulders': centre and scale by the shoulders; 'none': as stored"}
+    )
+    step_frames: int = field(default=1, metadata={"help": "keep every n-th frame or feature step"})
+    feature_channels: int = field(default=0, metadata={"help": "width C of pre-extracted features (source=features)"})
+    augment_speed: float = field(default=0.0, metadata={"help": "training: speed factor within 1 +- this"})
+    augment_rotation: float = field(default=0.0, metadata={"help": "training: rotation within +- degrees"})
+    augment_scale: float = field(default=0.0, metadata={"help": "training: scale factor within 1 +- this"})
+    augment_shear: float = field(default=0.0, metadata={"help": "training: shear within +- this"})
+    augment_noise: float = field(default=0.0, metadata={"help": "training: landmark noise (std, shoulder widths)"})
+    augment_frame_drop: float = field(default=0.0, metadata={"help": "training: share of frames dropped"})
+    augment_landmark_drop: float = field(default=0.0, metadata={"help": "training: share of landmarks masked"})
+    # text
+    codec: ChoiceEnum(CODEC_KINDS) = field(default="sentencepiece", metadata={"help": "kind of vocabulary"})
+    codec_path: str | None = field(
+        default=None, metadata={"help": "vocabulary for training; a checkpoint carries its own copy"}
+    )
+    dictionary_path: str | None = field(
+        default=None,
+        metadata={"help": "fairseq dict.txt where its order differs from the SentencePiece model's (mBART)"},
+    )
+    codec_languages: ChoiceEnum(tuple(LANGUAGES)) = field(
+        default="none",
+        metadata={"help": "language tokens behind a SentencePiece vocabulary: those of an mBART release"},
+    )
+    lowercase: bool = field(default=False, metadata={"help": "lower-case the text before encoding"})
+    target_lang: str | None = field(
+        default=None, metadata={"help": "mBART: language code of every target (en_XX); default: the row's text_lang"}
+    )
+    # limits
+    max_source_positions: int = field(default=4096, metadata={"help": "longest source, in steps after step_frames"})
+    max_target_positions: int = field(default=512, metadata={"help": "longest target, in tokens"})
+    # validation
+    eval_bleu: bool = field(default=True, metadata={"help": "generate at validation and log BLEU and chrF"})
+    eval_beam: int = field(default=1, metadata={"help": "beam of the validation's generation"})
+    eval_max_len: int = field(default=200, metadata={"help": "longest validation hypothesis, in tokens"})
+    eval_samples: int = field(default=3, metadata={"help": "rows whose hypothesis is logged at every validation"})
+    train_subset: str = II("dataset.train_subset")
+    seed: int = II("common.seed")
+
+
+def pose_augment(cfg: SignToTextTaskConfig) -> PoseAugment:
+    """The task's ``augment_*`` options."""
+    return PoseAugment(
+        speed=cfg.augment_speed,
+        rotation=cfg.augment_rotation,
+        scale=cfg.augment_scale,
+        shear=cfg.augment_shear,
+        noise=cfg.augment_noise,
+        frame_drop=cfg.augment_frame_drop,
+        landmark_drop=cfg.augment_landmark_drop,
+    )
+
+
+@register_task("sign_to_text", dataclass=SignToTextTaskConfig)
+class SignToTextTask(FairseqTask):
+    """Trains and decodes models that read poses or features and write text.
+
+    The vocabulary and the source options are task state: a checkpoint decodes by itself.
+    """
+
+    def __init__(self, cfg: SignToTextTaskConfig, *, from_checkpoint: bool = False):
+        super().__init__(cfg)
+        self.codec_given = cfg.codec_path is not None and not from_checkpoint
+        if self.codec_given:
+            self.codec = build_codec(
+                str(cfg.codec),
+                cfg.codec_path,
+                lowercase=cfg.lowercase,
+                dictionary_path=cfg.dictionary_path,
+                languages=LANGUAGES[str(cfg.codec_languages)],
+            )
+        else:
+            # fairseq-generate asks for the dictionary before it reads the checkpoint, which then fills it in place
+            self.codec = empty_codec()
+        self.sequence_generator = None
+        self.ctc_stride: int | None = None
+
+    # state
+
+    def _source_options(self) -> dict:
+        # fairseq's choices are enums here and strings there; a checkpoint holds strings
+        values = {name: getattr(self.cfg, name) for name in SOURCE_OPTIONS}
+        return {name: str(value) if isinstance(value, Enum) else value for name, value in values.items()}
+
+    def state_dict(self) -> dict:
+        return {"codec": self.codec.state_dict(), "source": self._source_options()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Takes vocabulary and source options from a checkpoint.
+
+        Raises:
+            CodecError: this task has another vocabulary already.
+            ValueError: this task trains on a source that the checkpoint was not trained on.
+        """
+        self.codec.load_state_dict(state_dict["codec"])
+        theirs, ours = state_dict["source"], self._source_options()
+        if self.codec_given and theirs != ours:
+            changed = [f"task.{k}={ours[k]} (checkpoint: {theirs[k]})" for k in ours if ours[k] != theirs.get(k)]
+            raise ValueError(f"the checkpoint was trained on another source: {', '.join(changed)}")
+        for name, value in theirs.items():
+            setattr(self.cfg, name, value)
+
+    @property
+    def source_dictionary(self) -> None:
+        return None
+
+    @property
+    def target_dictionary(self):
+        return self.codec.dictionary
+
+    @property
+    def source_channels(self) -> int:
+        """Values of one source step."""
+        return self._build_source(Path()).channels
+
+    def max_positions(self) -> tuple[int, int]:
+        return self.cfg.max_source_positions, self.cfg.max_target_positions
+
+    # data
+
+    def _build_source(self, root: Path) -> Source:
+        cfg = self.cfg
+        if cfg.source == "features":
+            return FeatureSource(root, channels=cfg.feature_channels, step=cfg.step_frames)
+        parts = tuple(part.strip() for part in cfg.pose_parts.split(","))
+        options = PoseOptions(
+            parts=parts, step_frames=cfg.step_frames, normalise=cfg.pose_normalise, augment=pose_augment(cfg)
+        )
+        return PoseSource(root, options)
+
+    def load_dataset(self, split: str, combine: bool = False, task_cfg=None, **kwargs) -> None:
+        """Reads ``<data>/<split>.tsv``. Texts are required, except where ``fairseq-generate`` (task_cfg) decodes.
+
+        Raises:
+            DataError: the manifest or a language is missing or wrong; the message says how to mend it.
+        """
+        directory = Path(self.cfg.data)
+        if not directory.is_dir():
+            raise DataError(
+                f"task.data={directory}: expected a directory that holds {split}.tsv"
+                + (
+                    ", got a file: give its directory, and its name without .tsv as subset"
+                    if directory.is_file()
+                    else ""
+                )
+            )
+        path = directory / f"{split}.tsv"
+        if not path.is_file():
+            found = ", ".join(sorted(p.stem for p in directory.glob("*.tsv"))) or "none"
+            raise DataError(f"{path} does not exist; manifests in {directory}: {found}")
+        rows = read_manifest(path, require_text=task_cfg is None)
+        if not rows:
+            raise DataError(f"{path} has no rows")
+        root = Path(self.cfg.media_root) if self.cfg.media_root else directory
+        self.datasets[split] = SignDataset(
+            rows,
+            self._build_source(root),
+            encode=self.codec.encode,
+            pad=self.codec.dictionary.pad(),
+            eos=self.codec.dictionary.eos(),
+            language_ids=self._language_ids(rows, path),
+            training=split == self.cfg.train_subset and task_cfg is None,
+            seed=self.cfg.seed,
+        )
+        logger.info("%s: %d rows, %d source steps", path, len(rows), self.datasets[split].source_lengths.sum())
+        if self.ctc_stride is not None and task_cfg is None:
+            self._warn_of_rows_too_short_for_ctc(path, self.datasets[split])
+
+    def _language_ids(self, rows, path: Path) -> list[int] | None:
+        """The token that starts each row's target, for vocabularies with languages (mBART); else None."""
+        if not self.codec.has_languages:
+            return None
+        ids = []
+        for row in rows:
+            language = self.cfg.target_lang or row.text_lang
+            if language is None:
+                raise DataError(
+                    f"{path}: row {row.id} has no text_lang, and the vocabulary marks languages: fill the column "
+                    "or set task.target_lang (for example en_XX)"
+                )
+            ids.append(self.codec.language_id(language))
+        return ids
+
+    def _warn_of_rows_too_short_for_ctc(self, path: Path, dataset: SignDataset) -> None:
+        """CTC ignores a row with fewer encoder steps than its text needs (zero_infinity): say which, do not hide it."""
+        short, lengths = [], []
+        for row, steps, target in zip(dataset.rows, dataset.source_lengths, dataset.targets, strict=True):
+            shortest = int(steps / (1 + self.cfg.augment_speed)) if dataset.training else int(steps)
+            encoder_steps = -(-shortest // self.ctc_stride)
+            needed = len(target) - 1 + int((target[1:] == target[:-1]).sum())  # a blank between equal neighbours
+            if encoder_steps < needed:
+                short.append(row)
+                lengths.append(encoder_steps)
+        if short:
+            logger.warning(
+                "%s: CTC ignores %d of %d rows: their encoder steps are fewer than their text needs: %s. "
+                "Lower the strides or step_frames, or check the segments",
+                path, len(short), len(dataset), name_rows(short, lengths),
+            )  # fmt: skip
+
+    def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
+        """Rows within ``max_positions``; the others are an error, or skipped and named where that was asked for."""
+        kept, ignored = dataset.filter_indices_by_size(indices, max_positions)
+        if ignored:
+            message = dataset.limit_message(ignored, max_positions)
+            if not ignore_invalid_inputs:
+                raise DataError(
+                    f"{message}. Cut them, raise task.max_source_positions / max_target_positions (and the model's), "
+                    "raise task.step_frames, or set dataset.skip_invalid_size_inputs_valid_test=true to leave them out"
+                )
+            logger.warning("%s: skipped", message)
+        return kept
+
+    # model and training
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """Builds the model; weights that training starts from (``text_pretrained``) are not read for a checkpoint."""
+        if len(self.codec.dictionary) <= self.codec.dictionary.nspecial:
+            raise ValueError("task.codec_path is not set: training needs a vocabulary (scripts/train_sentencepiece.py)")
+        if from_checkpoint and getattr(cfg, "text_pretrained", None):
+            cfg = OmegaConf.merge(cfg, {"text_pretrained": None})
+        model = super().build_model(cfg, from_checkpoint)
+        self.ctc_stride = model.encoder.stride if getattr(cfg, "ctc", False) else None
+        if self.cfg.eval_bleu:
+            max_len = min(self.cfg.eval_max_len, self.cfg.max_target_positions - 1)
+            self.sequence_generator = self.build_generator(
+                [model], Namespace(beam=self.cfg.eval_beam, max_len_a=0, max_len_b=max_len)
+            )
+        return model
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        output = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        model.drop_frozen_gradients(update_num, optimizer)
+        return output
+
+    def valid_step(self, sample, model, criterion):
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self.cfg.eval_bleu:
+            hypotheses = [
+                self.codec.decode(best[0]["tokens"])
+                for best in self.inference_step(self.sequence_generator, [model], sample)
+            ]
+            logging_output.update(score_counts(hypotheses, sample["texts"]))
+            for i, sample_id in enumerate(sample["id"].tolist()):
+                if sample_id < self.cfg.eval_samples:  # the manifest's first rows: the same at every validation
+                    log_sample(sample["row_ids"][i], hypotheses[i], sample["texts"][i])
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        super().reduce_metrics(logging_outputs, criterion)
+        if any(key.startswith("_bleu") for output in logging_outputs for key in output):
+            log_scores(logging_outputs)
+
+    # decoding
+
+    def build_bpe(self, args):
+        """fairseq-generate turns symbols into text through this object's ``decode``; no ``--bpe`` is needed."""
+        return Namespace(decode=self.codec.decode_symbols, encode=None)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        start = sample["start_tokens"]
+        if prefix_tokens is None and self.codec.prepend_bos:
+            # BART's targets begin with <s>
+            prefix_tokens = torch.full_like(start, self.codec.dictionary.bos()).unsqueeze(1)  # B x 1
+        with torch.no_grad():
+            return generator.generate(
+                models, sample, prefix_tokens=prefix_tokens, constraints=constraints, bos_token=int(start[0])
+            )

@@ -1,0 +1,1 @@
+"""Text vocabularies as fairseq dictionaries."""

@@ -1,0 +1,266 @@
+"""Text <-> ids of a fairseq Dictionary, for SentencePiece, GPT-2 BPE and Hugging Face vocabularies.
+
+The codec is task state: ``state_dict`` holds the bytes of the vocabulary's files, so a checkpoint decodes by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from fairseq.data import Dictionary
+
+from slt_plugin.text import gpt2_tokenizer, hf_tokenizer, spm_tokenizer
+from slt_plugin.text.errors import CodecError
+from slt_plugin.text.vocabulary import Tokenizer, fill_dictionary
+
+__all__ = ["CODEC_KINDS", "CodecError", "TextCodec", "build_codec", "empty_codec"]
+
+_TOKENIZERS = {
+    "sentencepiece": spm_tokenizer.SentencePieceTokenizer,
+    "gpt2_bpe": gpt2_tokenizer.GPT2Tokenizer,
+    "hf": hf_tokenizer.HFTokenizer,
+}
+CODEC_KINDS = tuple(_TOKENIZERS)
+# One sentence is one line in manifests, in fairseq's output and in hypotheses.jsonl; byte-level models can break it.
+_LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+
+
+class TextCodec:
+    """A vocabulary and its tokeniser. Make it with ``build_codec`` (from files) or ``empty_codec`` (checkpoint later).
+
+    ``dictionary`` is the same object for the codec's whole life; ``load_state_dict`` fills it in place, because
+    fairseq-generate takes the reference before it reads the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.dictionary = Dictionary()
+        self.kind = ""
+        self.lowercase = False
+        self._files: dict[str, bytes] = {}
+        self._languages: list[str] = []
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def prepend_bos(self) -> bool:
+        """BART was trained on targets ``<s> ... </s>``; everything else on ``... </s>``."""
+        return self._filled().prepend_bos
+
+    @property
+    def has_languages(self) -> bool:
+        """The vocabulary marks languages with tokens of their own (mBART, NLLB, M2M-100)."""
+        return bool(self._filled().vocabulary.languages)
+
+    def encode(self, text: str) -> torch.LongTensor:
+        """Text -> ids (n,), int64, EOS last, BOS first iff ``prepend_bos``.
+
+        Raises:
+            CodecError: the codec is empty, or the text spells a special token of a Hugging Face vocabulary.
+        """
+        tokenizer = self._filled()
+        ids = tokenizer.encode(text.lower() if self.lowercase else text)
+        start = [self.dictionary.bos()] if tokenizer.prepend_bos else []
+        return torch.tensor([*start, *ids, self.dictionary.eos()], dtype=torch.long)
+
+    def decode(self, ids: torch.Tensor | Iterable[int]) -> str:
+        """Ids in any order -> text in one line, without surrounding white space.
+
+        Special, padding, mask and language ids are dropped wherever they stand. The unknown symbol, ids without a
+        token and ids beyond the vocabulary show as U+2047.
+        """
+        tokenizer = self._filled()
+        vocabulary = tokenizer.vocabulary
+        size, unk = len(vocabulary.symbols), vocabulary.unk
+        ids = ids.tolist() if isinstance(ids, torch.Tensor) else [int(index) for index in ids]
+        ids = [index if 0 <= index < size and index not in vocabulary.holes else unk for index in ids]
+        ids = [index for index in ids if index not in vocabulary.silent]
+        if not ids:
+            return ""
+        text = _LINE_BREAKS.sub(" ", tokenizer.decode(ids))
+        return " ".join(text.split()) if unk in ids else text.strip()
+
+    def decode_symbols(self, symbols: str) -> str:
+        """The output of ``dictionary.string`` (symbols joined by spaces) -> text, equal to ``decode`` of its ids.
+
+        Raises:
+            CodecError: a symbol is not in the dictionary, so something joined the symbols before.
+        """
+        self._filled()
+        # fairseq writes the unknown symbol of references as <<unk>> (escape_unk)
+        unknown = {self.dictionary.unk_string(), self.dictionary.unk_string(escape=True)}
+        ids = []
+        for symbol in symbols.split():
+            index = self.dictionary.indices.get(symbol, len(self.dictionary) if symbol in unknown else None)
+            if index is None:
+                raise CodecError(
+                    f"{symbol!r} is not a symbol of the vocabulary ({self.kind}): give the symbols as "
+                    "Dictionary.string joins them. Leave out --post-process / --remove-bpe: the task decodes itself."
+                )
+            ids.append(index)
+        return self.decode(ids)
+
+    def language_id(self, lang: str) -> int | None:
+        """``en_XX`` (also ``[en_XX]``, ``__en__``) -> id of the language token; None if the vocabulary has none.
+
+        Raises:
+            CodecError: the vocabulary has languages, but not this one.
+        """
+        languages = self._filled().vocabulary.languages
+        if not languages:
+            return None
+        code = lang.strip("[]_")
+        if code not in languages:
+            near = difflib.get_close_matches(code, languages, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise CodecError(f"language {lang!r} is not in the vocabulary: {hint}It has {', '.join(languages)}")
+        return languages[code]
+
+    def state_dict(self) -> dict:
+        """Plain str, bool, list and bytes: ``torch.load(weights_only=True)`` reads it back."""
+        self._filled()
+        return {
+            "kind": self.kind,
+            "lowercase": self.lowercase,
+            "files": dict(self._files),
+            "languages": list(self._languages),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Become the codec that ``state_dict`` was taken from.
+
+        Raises:
+            CodecError: ``state`` is no codec state, or this codec was built from another vocabulary already (a model
+                may exist with its size and order).
+        """
+        missing = [key for key in ("kind", "lowercase", "files", "languages") if key not in state]
+        if missing:
+            raise CodecError(f"no codec state in the checkpoint (missing: {', '.join(missing)})")
+        if self._tokenizer is not None and state == self.state_dict():
+            return
+        tokenizer = _make_tokenizer(state["kind"], state["files"], state["languages"])
+        if self._tokenizer is not None and list(tokenizer.vocabulary.symbols) != self.dictionary.symbols:
+            raise CodecError(
+                f"the checkpoint's vocabulary ({state['kind']}, {len(tokenizer.vocabulary.symbols)} symbols) is not "
+                f"the one of this run ({self.kind}, {len(self.dictionary)} symbols): give the vocabulary it was "
+                "trained with, or none when only decoding"
+            )
+        if self._tokenizer is not None and state["lowercase"] != self.lowercase:
+            raise CodecError(
+                f"the checkpoint was trained with lowercase={state['lowercase']}, this run has "
+                f"lowercase={self.lowercase}: give the checkpoint's setting"
+            )
+        self._install(tokenizer, state)
+        fill_dictionary(self.dictionary, tokenizer.vocabulary)
+
+    def _install(self, tokenizer: Tokenizer, state: dict) -> None:
+        self.kind, self.lowercase = state["kind"], state["lowercase"]
+        self._files, self._languages = dict(state["files"]), list(state["languages"])
+        self._tokenizer = tokenizer
+
+    def _filled(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise CodecError("the codec has no vocabulary yet: build it from files, or load a checkpoint first")
+        return self._tokenizer
+
+    def __getstate__(self) -> dict:
+        """Loader workers started by spawn get the files, not the tokenizer objects (not all of them pickle)."""
+        return {"dictionary": self.dictionary, "state": self.state_dict() if self._tokenizer is not None else None}
+
+    def __setstate__(self, pickled: dict) -> None:
+        self.__init__()
+        self.dictionary = pickled["dictionary"]
+        state = pickled["state"]
+        if state is not None:
+            self._install(_make_tokenizer(state["kind"], state["files"], state["languages"]), state)
+
+
+def build_codec(
+    kind: str,
+    path: str | Path,
+    *,
+    lowercase: bool = False,
+    dictionary_path: str | Path | None = None,
+    languages: Sequence[str] = (),
+) -> TextCodec:
+    """Read a vocabulary.
+
+    Args:
+        kind: ``sentencepiece`` (path of a ``.model``), ``gpt2_bpe`` (directory with encoder.json, vocab.bpe, dict.txt)
+            or ``hf`` (tokenizer directory).
+        lowercase: lower-case the text before encoding.
+        dictionary_path: sentencepiece only: fairseq ``dict.txt`` whose order the model's embeddings have.
+        languages: sentencepiece only: mBART's codes in the order of pretraining (``slt_plugin.text.languages``).
+
+    Raises:
+        CodecError: unknown kind, missing or damaged files, files that do not belong together.
+    """
+    _check_kind(kind)
+    path = Path(path)
+    if kind != "sentencepiece" and (dictionary_path is not None or languages):
+        raise CodecError(f"a dictionary path and languages belong to kind sentencepiece; {kind} brings its own")
+    if kind == "sentencepiece":
+        if path.is_dir():
+            raise CodecError(f"{path} is a directory: kind sentencepiece needs the .model file itself")
+        files = {spm_tokenizer.MODEL_FILE: _read(path)}
+        if dictionary_path is not None:
+            files[spm_tokenizer.DICTIONARY_FILE] = _read(Path(dictionary_path))
+    else:
+        if not path.is_dir():
+            found = "is a file" if path.exists() else "does not exist"
+            raise CodecError(f"{path} {found}: kind {kind} needs a directory")
+        files = _read_gpt2(path) if kind == "gpt2_bpe" else _read_hf(path)
+    codec = TextCodec()
+    try:
+        codec.load_state_dict(
+            {"kind": kind, "lowercase": bool(lowercase), "files": files, "languages": list(languages)}
+        )
+    except CodecError as error:
+        raise CodecError(f"{path}: {error}") from error
+    return codec
+
+
+def empty_codec() -> TextCodec:
+    """A codec that ``load_state_dict`` will fill."""
+    return TextCodec()
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in _TOKENIZERS:
+        near = difflib.get_close_matches(str(kind), CODEC_KINDS, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise CodecError(f"unknown kind of vocabulary {kind!r}{hint}: choose one of {', '.join(CODEC_KINDS)}")
+
+
+def _make_tokenizer(kind: str, files: dict[str, bytes], languages: Sequence[str]) -> Tokenizer:
+    _check_kind(kind)
+    needed = {"sentencepiece": (spm_tokenizer.MODEL_FILE,), "gpt2_bpe": gpt2_tokenizer.FILES, "hf": ()}[kind]
+    missing = [name for name in needed if name not in files]
+    if missing:
+        raise CodecError(f"the codec state of kind {kind} lacks {', '.join(missing)}: the checkpoint is damaged")
+    return _TOKENIZERS[kind](files, languages)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CodecError(f"cannot read the vocabulary file {path}: {error.strerror}") from error
+
+
+def _read_gpt2(folder: Path) -> dict[str, bytes]:
+    missing = [name for name in gpt2_tokenizer.FILES if not (folder / name).is_file()]
+    if missing:
+        raise CodecError(
+            f"{folder}: kind gpt2_bpe needs {', '.join(gpt2_tokenizer.FILES)}; missing: {', '.join(missing)}"
+        )
+    return {name: _read(folder / name) for name in gpt2_tokenizer.FILES}
+
+
+def _read_hf(folder: Path) -> dict[str, bytes]:
+    names = sorted({file.name for pattern in hf_tokenizer.FILE_PATTERNS for file in folder.glob(pattern)})
+    if not names:
+        raise CodecError(f"{folder} holds no tokenizer files (tokenizer.json, tokenizer_config.json, *.model ...)")
+    return {name: _read(folder / name) for name in names}

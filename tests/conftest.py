@@ -1,0 +1,90 @@
+"""Shared fixtures: a tiny pose corpus whose texts can be read off the poses, and its character vocabulary."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+from slt_plugin.data.manifest import Row, write_manifest
+
+ROOT = Path(__file__).parents[1]
+LANDMARKS = 51  # body, left hand, right hand: the layout of 51-point arrays
+FPS = 25.0
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)
+
+
+def letter_pose(letter: str, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """(frames, 51, 3) x, y, confidence: a hand shape of its own for each letter, the left hand missing."""
+    shape = np.random.default_rng(ord(letter)).normal(size=(LANDMARKS, 2))
+    pose = np.concatenate([np.broadcast_to(shape, (frames, LANDMARKS, 2)), np.ones((frames, LANDMARKS, 1))], axis=-1)
+    pose[..., :2] += rng.normal(scale=0.02, size=pose[..., :2].shape)
+    pose[:, 3, :2], pose[:, 4, :2] = (0.5, 0.0), (-0.5, 0.0)  # shoulders: left, right
+    pose[:, 9:30, 2] = 0
+    return pose
+
+
+def write_pose_corpus(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
+    """Manifests ``<split>.tsv`` over one long array a split, as the fingerspelling builder writes them."""
+    (folder / "poses").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    words = ["aba", "cad", "dab", "bcd", "ada", "cab"]
+    for split, size in sizes.items():
+        parts, rows, start = [], [], 0
+        for i in range(size):
+            text = " ".join(rng.choice(words, size=2))
+            pose = np.concatenate([letter_pose(c, int(rng.integers(5, 8)), rng) for c in text])
+            end = start + len(pose)
+            rows.append(
+                Row(f"{split}-{i}", f"poses/{split}.npy", text, start / FPS, end / FPS, len(pose), FPS, text_lang="en")
+            )
+            parts.append(pose)
+            start = end
+        np.save(folder / "poses" / f"{split}.npy", np.concatenate(parts).astype(np.float16))
+        write_manifest(folder / f"{split}.tsv", rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pose_corpus(tmp_path_factory) -> Path:
+    return write_pose_corpus(tmp_path_factory.mktemp("corpus"), {"train": 40, "valid": 11, "test": 13})
+
+
+@pytest.fixture(scope="session")
+def spm_model(tmp_path_factory) -> Path:
+    """A character vocabulary of a, b, c, d and the space."""
+    prefix = tmp_path_factory.mktemp("spm") / "char"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ab cd", "ba dc", "ad bc"]),
+        model_prefix=str(prefix),
+        model_type="char",
+        vocab_size=8,
+        minloglevel=2,
+    )
+    return prefix.with_suffix(".model")
+
+
+def run_command(*words, cwd=ROOT, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Runs a console command of this environment (``fairseq-generate``, ``slt-score``, ``python``) on one thread."""
+    bin_folder = Path(sys.executable).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        [str(bin_folder / words[0]), *map(str, words[1:])],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if check and result.returncode != 0:
+        pytest.fail(
+            f"{' '.join(map(str, words))} exited {result.returncode}:\n{(result.stdout + result.stderr)[-6000:]}"
+        )
+    return result

@@ -1,0 +1,100 @@
+"""The experiment files: complete, and composed as meant."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.initialize import add_defaults
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import slt_plugin.tasks  # noqa: F401
+from slt_plugin.cli.finetune import CONFIGS, config_names
+from slt_plugin.models.sign_to_text import PRESETS, SignToTextConfig
+from slt_plugin.tasks.sign_to_text import SignToTextTaskConfig
+
+# what fairseq computes from the machine
+DYNAMIC = {"distributed_world_size", "distributed_num_procs", "distributed_rank", "device_id", "nprocs_per_node"}
+SUFFIX_OF_OURS = "# ours"
+
+
+def composed(name: str, *overrides: str):
+    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+        cfg = compose(name, overrides=["task.data=x", *overrides])
+    add_defaults(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("group", ["common", "distributed_training", "dataset", "optimization", "checkpoint"])
+def test_base_lists_every_option_of_fairseq(group):
+    default = FairseqConfig.__dataclass_fields__[group].default
+    theirs = OmegaConf.to_container(
+        OmegaConf.structured(default() if isinstance(default, type) else default), enum_to_str=True
+    )
+    ours = OmegaConf.to_container(OmegaConf.load(CONFIGS / "_base.yaml")[group])
+    assert set(ours) == set(theirs) - DYNAMIC - {"_name"}
+    changed = {key for key in ours if ours[key] != theirs[key]}
+    block = (CONFIGS / "_base.yaml").read_text().split(f"\n{group}:\n")[1]
+    marked = set()
+    for line in block.splitlines():
+        if line and not line.startswith((" ", "#")):
+            break
+        if SUFFIX_OF_OURS in line:
+            marked.add(line.split(":")[0].strip())
+    assert changed <= marked
+
+
+def test_base_lists_every_option_of_the_task_with_its_default():
+    ours = OmegaConf.to_container(OmegaConf.load(CONFIGS / "_base.yaml").task)
+    theirs = OmegaConf.to_container(OmegaConf.structured(SignToTextTaskConfig), enum_to_str=True)
+    tied = {"train_subset", "seed", "_name"}  # interpolated from other groups
+    assert {k: v for k, v in ours.items() if k not in tied} == {k: v for k, v in theirs.items() if k not in tied}
+
+
+def test_base_lists_the_model_options_that_no_preset_changes():
+    def options(config):
+        return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+    default = options(SignToTextConfig)
+    varied = {key for config in PRESETS.values() for key, value in options(config).items() if value != default[key]}
+    ours = OmegaConf.to_container(OmegaConf.load(CONFIGS / "_base.yaml").model)
+    expected = {k: v for k, v in default.items() if k not in varied | {"_name", "max_target_positions"}}
+    assert {k: v for k, v in ours.items() if k != "_name"} == expected
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_experiments_protect_the_user(name):
+    cfg = composed(name)
+    assert cfg.dataset.update_epoch_batch_itr and cfg.checkpoint.load_checkpoint_on_all_dp_ranks
+    assert cfg.checkpoint.best_checkpoint_metric == "bleu" and cfg.checkpoint.maximize_best_checkpoint_metric
+    assert cfg.task.eval_bleu
+    # what is validated is saved: fairseq saves nothing at validate_interval_updates alone
+    assert cfg.dataset.validate_interval_updates in (0, cfg.checkpoint.save_interval_updates)
+
+
+def test_differences_win_over_base_and_command_line_over_both():
+    cfg = composed("fingerspelling_pose", "dataset.max_tokens=123")
+    assert cfg.common.cpu is True  # the experiment's, _base says false
+    assert cfg.dataset.max_tokens == 123
+    assert cfg.model._name == "sign_to_text_tiny" and cfg.model.encoder_embed_dim == 192 and cfg.model.ctc
+
+
+def test_preset_chosen_on_the_command_line_takes_effect():
+    cfg = composed("fingerspelling_pose", "model._name=sign_to_text_base")
+    assert cfg.model.encoder_embed_dim == 512
+
+
+def test_working_directory_stays(tmp_path):
+    """A named config would make Hydra change directory, and a relative user_dir would not be found."""
+    text = (CONFIGS / "fingerspelling_pose.yaml").read_text()
+    assert OmegaConf.create(text).hydra == {"run": {"dir": "."}, "output_subdir": None}
+    for name in config_names():
+        assert OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.run.dir == "."
+
+
+def test_configs_are_installed_with_the_package():
+    script = "import slt_plugin, pathlib; print(pathlib.Path(slt_plugin.__path__[0]) / 'config')"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    assert (Path(found.stdout.strip()) / "finetune" / "fingerspelling_pose.yaml").is_file()

@@ -1,0 +1,157 @@
+"""Task sign_to_text: manifests, state, limits, languages, validation."""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fairseq.logging import metrics
+from omegaconf import OmegaConf
+
+import slt_plugin.tasks  # noqa: F401
+from slt_plugin.data.errors import DataError
+from slt_plugin.data.manifest import read_manifest, write_manifest
+from slt_plugin.models.sign_to_text import TinyConfig
+from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
+from slt_plugin.tasks.validation import log_scores, score_counts
+from slt_plugin.text.codec import CodecError
+
+
+def setup(corpus, spm=None, **options) -> SignToTextTask:
+    values = {"data": str(corpus), "train_subset": "train", "seed": 1, "eval_max_len": 12, **options}
+    cfg = OmegaConf.merge(OmegaConf.structured(SignToTextTaskConfig), values)
+    if spm is not None:
+        cfg.codec_path = str(spm)
+    return SignToTextTask.setup_task(cfg)
+
+
+def model_config(**options):
+    small = {"source_encoder": "pose", "max_target_positions": 64, "encoder_layers": 1, "decoder_layers": 1}
+    return OmegaConf.merge(OmegaConf.structured(TinyConfig), {"_name": "sign_to_text_tiny"}, small, options)
+
+
+def test_training_and_validation_rows_differ_in_augmentation(pose_corpus, spm_model):
+    task = setup(pose_corpus, spm_model, pose_parts="body,right_hand", augment_noise=0.1)
+    task.load_dataset("train")
+    task.load_dataset("valid")
+    train, valid = task.dataset("train"), task.dataset("valid")
+    assert len(train) == 40 and task.source_channels == 90 == train[0]["source"].size(1)
+    train.set_epoch(1)
+    first = train[0]["source"]
+    train.set_epoch(2)
+    assert not torch.equal(first, train[0]["source"])
+    torch.testing.assert_close(valid[0]["source"], valid[0]["source"], rtol=0, atol=0)
+
+
+class TestState:
+    def test_checkpoint_brings_vocabulary_and_source(self, pose_corpus, spm_model):
+        trained = setup(pose_corpus, spm_model, pose_parts="body", step_frames=2)
+        task = setup(pose_corpus)
+        dictionary = task.target_dictionary
+        task.load_state_dict(trained.state_dict())
+        assert task.target_dictionary is dictionary and len(dictionary) == len(trained.target_dictionary)
+        assert task.cfg.step_frames == 2 and task.source_channels == 27
+
+    def test_state_loads_with_weights_only(self, pose_corpus, spm_model, tmp_path):
+        state = setup(pose_corpus, spm_model).state_dict()
+        torch.save(state, tmp_path / "state.pt")
+        assert torch.load(tmp_path / "state.pt", weights_only=True) == state
+
+    def test_other_source_than_the_checkpoint_is_refused(self, pose_corpus, spm_model):
+        state = setup(pose_corpus, spm_model, step_frames=2).state_dict()
+        with pytest.raises(ValueError, match=r"task\.step_frames=1 \(checkpoint: 2\)"):
+            setup(pose_corpus, spm_model).load_state_dict(state)
+
+    def test_other_vocabulary_than_the_checkpoint_is_refused(self, pose_corpus, spm_model):
+        state = setup(pose_corpus, spm_model, lowercase=True).state_dict()
+        with pytest.raises(CodecError, match="lowercase"):
+            setup(pose_corpus, spm_model).load_state_dict(state)
+
+    def test_training_without_vocabulary_is_refused(self, pose_corpus):
+        with pytest.raises(ValueError, match=r"task\.codec_path is not set"):
+            setup(pose_corpus).build_model(model_config())
+
+
+class TestManifests:
+    def test_file_instead_of_directory(self, pose_corpus, spm_model):
+        with pytest.raises(DataError, match="give its directory"):
+            setup(pose_corpus / "test.tsv", spm_model).load_dataset("test")
+
+    def test_missing_split_lists_what_is_there(self, pose_corpus, spm_model):
+        with pytest.raises(DataError, match=r"manifests in .*: test, train, valid"):
+            setup(pose_corpus, spm_model).load_dataset("dev")
+
+    def test_text_is_required_in_training_only(self, pose_corpus, spm_model, tmp_path):
+        rows = read_manifest(pose_corpus / "train.tsv")
+        write_manifest(tmp_path / "train.tsv", [replace(row, text=None) for row in rows])
+        task = setup(tmp_path, spm_model, media_root=str(pose_corpus))
+        with pytest.raises(DataError, match="text"):
+            task.load_dataset("train")
+        task.load_dataset("train", task_cfg=task.cfg)
+        assert task.dataset("train").collater([task.dataset("train")[0]])["target"] is None
+
+    def test_rows_beyond_the_limit_are_named_or_skipped_on_request(self, pose_corpus, spm_model, caplog):
+        task = setup(pose_corpus, spm_model)
+        task.load_dataset("test", task_cfg=task.cfg)
+        dataset = task.dataset("test")
+        limit = int(np.sort(dataset.source_lengths)[-2])
+        longest = dataset.rows[int(dataset.source_lengths.argmax())].id
+        with pytest.raises(DataError, match=rf"1 row\(s\) exceed .*{longest} .*skip_invalid_size_inputs_valid_test"):
+            task.filter_indices_by_size(np.arange(13), dataset, (limit, 64))
+        with caplog.at_level(logging.WARNING):
+            kept = task.filter_indices_by_size(np.arange(13), dataset, (limit, 64), ignore_invalid_inputs=True)
+        assert len(kept) == 12 and longest in caplog.text
+
+    def test_rows_too_short_for_ctc_are_counted(self, pose_corpus, spm_model, caplog):
+        task = setup(pose_corpus, spm_model)
+        task.build_model(model_config(ctc=True, pose_strides="8"))
+        with caplog.at_level(logging.WARNING):
+            task.load_dataset("train")
+        assert "CTC ignores" in caplog.text and "train-" in caplog.text
+
+
+class TestLanguages:
+    class Codec:
+        """A vocabulary with language tokens; real ones are tested with the codec."""
+
+        has_languages = True
+        dictionary = SimpleNamespace(pad=lambda: 1, eos=lambda: 2)
+
+        def language_id(self, language):
+            return {"en": 50, "de": 51}[language]
+
+        def encode(self, text):
+            return torch.tensor([4, 2])
+
+    def load(self, corpus, **options):
+        task = setup(corpus, **options)
+        task.codec = self.Codec()
+        task.load_dataset("test")
+        return task.dataset("test").start_tokens
+
+    def test_of_the_row_or_fixed(self, pose_corpus):
+        assert set(self.load(pose_corpus)) == {50}
+        assert set(self.load(pose_corpus, target_lang="de")) == {51}
+
+    def test_missing_is_named(self, pose_corpus, tmp_path):
+        rows = read_manifest(pose_corpus / "test.tsv")
+        write_manifest(tmp_path / "test.tsv", [replace(rows[0], text_lang=None), *rows[1:]])
+        with pytest.raises(DataError, match=r"row test-0 has no text_lang.*task\.target_lang"):
+            self.load(tmp_path, media_root=str(pose_corpus))
+
+
+def test_validation_scores_are_of_the_whole_corpus():
+    from sacrebleu.metrics import BLEU, CHRF
+
+    hypotheses = ["the cat sat on the mat", "a dog", "", "hello world again and again"]
+    references = ["the cat sat on a mat", "a dog barks", "x", "hello world again and again"]
+    outputs = [score_counts(hypotheses[:1], references[:1]), score_counts(hypotheses[1:], references[1:])]
+    assert all(type(v) is float for output in outputs for v in output.values())
+    with metrics.aggregate() as aggregated:
+        log_scores(outputs[:1])
+        log_scores(outputs[1:])
+    values = aggregated.get_smoothed_values()
+    assert values["bleu"] == pytest.approx(BLEU().corpus_score(hypotheses, [references]).score, abs=0.01)
+    assert values["chrf"] == pytest.approx(CHRF().corpus_score(hypotheses, [references]).score, abs=0.01)
