@@ -178,7 +178,7 @@ def _temporary_path(path: Path) -> Path:
 def _may_have_writer(path: Path, host: str, pid: int) -> bool:
     if host != socket.gethostname():
         try:
-            return False
+            return time.time() - path.stat().st_mtime < ABANDONED_SECONDS
         except FileNotFoundError:
             return True
     if pid == os.getpid():  # process numbers repeat in containers; this process is not writing now
