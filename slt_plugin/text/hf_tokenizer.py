@@ -79,9 +79,7 @@ def _load(files: dict[str, bytes]):
 def _vocabulary(tokenizer) -> Vocabulary:
     bos, pad, eos, unk = _special_ids(tokenizer)
     codes = {code: index for code, index in _language_ids(tokenizer).items() if index != unk}
-    # tokenizers written in Python name the ids without a token like the unknown one
-    named = {index: token for token, index in tokenizer.get_vocab().items() if token != tokenizer.unk_token}
-    token_of = named | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    token_of = {index: token for token, index in tokenizer.get_vocab().items()}
     # M2M-100 counts its languages neither in get_vocab nor in len
     token_of |= {index: code for code, index in codes.items() if index not in token_of}
     size = max(len(tokenizer), max(token_of) + 1)

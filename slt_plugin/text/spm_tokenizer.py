@@ -77,7 +77,7 @@ class SentencePieceTokenizer:
         )
         self._tokens = tokens
         self._tokens[UNK] = self._processor.id_to_piece(self._processor.unk_id())
-        no_text = {UNK} | self.vocabulary.silent | self.vocabulary.holes
+        no_text = self.vocabulary.silent | self.vocabulary.holes
         self._index = {token: index for index, token in enumerate(tokens) if index not in no_text}
 
     def encode(self, text: str) -> list[int]:
