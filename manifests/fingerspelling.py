@@ -34,7 +34,7 @@ from tqdm import tqdm
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row, write_manifest
 
-FORMAT = 1  # raise it whenever the same options would give other files
+FORMAT = 2  # raise it whenever the same options would give other files
 SPLITS = ("train", "valid", "test", "test_unseen")
 SHARD = 500  # sentences a file
 

@@ -43,8 +43,9 @@ EDGE_FRAMES = (3, 7)  # before the first and after the last word
 MIN_HOLD_FRAMES = 4  # a letter never gets fewer: Greek recordings hold for that long only
 REST_HEIGHT = 1.1  # wrist below the shoulders; recordings are cut before the hand is fully down
 TRIM_SPEED = 0.05  # a wrist that rises or sinks faster (per frame of 1/25 s) is on its way to or from the letter
-# Depth: the recordings store hand z without the image width in pixels. 480 makes bone lengths most constant over all
-# languages (least squares on squared lengths). Body z fits no factor, so wrists get a depth by their height.
+# Depth: the recordings store z without the image width in pixels. 480 is the median over nine languages of the factor
+# that keeps the hand's squared bone lengths most constant (least squares: -cov(xy, z) / var(z), summed over bones,
+# is its square). No factor fits the body's z, so wrists get a depth by their height.
 HAND_DEPTH = 480.0
 WRIST_DEPTH, HEAD_DEPTH = -0.45, -0.3
 TOO_LONG = 3.0  # times the language's median length: not one letter (two Greek recordings)

@@ -1,6 +1,7 @@
 """The texts of the fingerspelling corpus: vocabulary, held-out words, pseudo-words, sentences."""
 
 import logging
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def read_words(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"--words {path}: {error}. Expected a UTF-8 text file, one word a line") from error
-    words = [line.strip() for line in lines]
+    words = [unicodedata.normalize("NFC", line.strip()) for line in lines]
     bad = [f"line {i}: {word!r}" for i, word in enumerate(words, 1) if word and not word.isalpha()]
     if bad:
         raise CorpusError(f"--words {path}: expected one word of letters a line, got {'; '.join(bad[:5])}")
