@@ -46,7 +46,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "hf": ["transformers>=5.20,<6", "peft>=0.19,<1", "sentencepiece>=0.2,<0.3"],
+        "hf": ["transformers>=5.20,<6", "peft>=0.19,<1", "protobuf>=5"],
         "prep": ["spoken-to-signed>=0.4,<0.5"],
         "demo": ["gradio>=6,<7"],
         "track": ["tensorboard>=2.17", "tensorboardX>=2.6", "wandb>=0.18"],

@@ -229,12 +229,12 @@ train() {
         "$config/fingerspelling_pose.yaml" "$config/experiment/fingerspelling_pose.yaml")
     once "$RUN/trained" fairseq-hydra-train --config-dir "$config" --config-name fingerspelling_pose \
         common.user_dir=slt_plugin "task.data=$data" "task.codec_path=$DATA/char.model" "common.seed=$SEED" \
-        "checkpoint.save_dir=$RUN/checkpoints" "hydra.job_logging.handlers.file.filename=$RUN/train.log" "$@"
+        "checkpoint.save_dir=$RUN" "$@"
 }
 
 # evaluate SPLIT: beam search with the stock command, then the official scores against the manifest's raw text.
 evaluate() {
-    local split="$1" model="$RUN/checkpoints/checkpoint_best.pt"
+    local split="$1" model="$RUN/checkpoint_best.pt"
     local stamp="$RUN/generate/$split.done"
     if [ "$stamp" -nt "$model" ] && [ "$stamp" -nt "$DATA/$split.tsv" ]; then
         echo "done before: fairseq-generate of $split (again: rm '$stamp')"

@@ -28,8 +28,8 @@ cat <<END
 
 Done in $SECONDS s.
   corpus        $DATA/{train,valid,test,test_unseen}.tsv (new sentences: test; new words: test_unseen)
-  checkpoints   $RUN/checkpoints/checkpoint_best.pt, checkpoint_last.pt
-  log           $RUN/train.log
+  checkpoints   $RUN/checkpoint_best.pt, checkpoint_last.pt
+  log           $RUN/checkpoints/train.log
   hypotheses    $RUN/hypotheses-test.jsonl, hypotheses-test_unseen.jsonl
   scores        $RUN/scores-test.json, scores-test_unseen.json
 How to go on

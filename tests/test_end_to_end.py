@@ -75,7 +75,7 @@ def test_evaluate_equals_generate_and_writes_results(trained, pose_corpus, tmp_p
     run, _ = trained
     result = run_command(
         "slt-evaluate", f"checkpoint={run}/checkpoint_best.pt", f"data={pose_corpus}", f"results={tmp_path}",
-        "subset=test,valid", "generation.max_len_b=20", "common.cpu=true", "dataset.num_workers=0", cwd=tmp_path,
+        "subset=[test,valid]", "generation.max_len_b=20", "common.cpu=true", "dataset.num_workers=0", cwd=tmp_path,
     )  # fmt: skip
     rows = read_manifest(pose_corpus / "test.tsv")
     lines = [json.loads(line) for line in (tmp_path / "test" / "hypotheses.jsonl").read_text().splitlines()]

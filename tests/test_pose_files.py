@@ -92,6 +92,10 @@ def test_bytes_after_the_end(tmp_path, version):
     broken(path, path.read_bytes() + b"more")
 
 
+def test_an_empty_file_is_called_empty(tmp_path):
+    assert "it is empty" in broken(tmp_path / "a.pose", b"")
+
+
 def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path):
     path = write_pose(tmp_path / "a.pose", random_pose(3, 137))
     content = bytearray(path.read_bytes())

@@ -166,7 +166,7 @@ def test_pose_errors(media, row, said):
         (Row("R", "gone.pt"), r"gone\.pt: no such file or folder; correct"),
         (Row("R", "a.mp4"), r"a\.mp4: .*expected \.npy or \.pt"),
         (Row("R", "a.npy"), r"a\.npy: array of shape \(100, 137, 3\); expected features"),
-        (Row("R", "wide.npy"), r"wide\.npy: 9 channels, but the model is set up for 8; set the channels"),
+        (Row("R", "wide.npy"), r"wide\.npy: 9 channels, but the model is set up for 8; set task\.feature_channels"),
         (Row("R", "empty.pt"), r"empty\.pt: .*has no frames"),
         (Row("R", "f.npy", num_frames=7), r"f\.npy: num_frames is 7, but 100"),
         (Row("R", "f.npy", start=1.0, end=2.0), r"f\.npy: .*add an fps column"),

@@ -64,6 +64,13 @@ class TestState:
         with pytest.raises(ValueError, match=r"task\.step_frames=1 \(checkpoint: 2\)"):
             setup(pose_corpus, spm_model).load_state_dict(state)
 
+    def test_ensemble_of_models_with_other_sources_is_refused(self, pose_corpus, spm_model):
+        task = setup(pose_corpus)
+        task.load_state_dict(setup(pose_corpus, spm_model, step_frames=2).state_dict())
+        task.load_state_dict(setup(pose_corpus, spm_model, step_frames=2).state_dict())
+        with pytest.raises(ValueError, match=r"task\.step_frames=2 \(checkpoint: 1\)"):
+            task.load_state_dict(setup(pose_corpus, spm_model).state_dict())
+
     def test_other_vocabulary_than_the_checkpoint_is_refused(self, pose_corpus, spm_model):
         state = setup(pose_corpus, spm_model, lowercase=True).state_dict()
         with pytest.raises(CodecError, match="lowercase"):

@@ -1,9 +1,9 @@
 """``slt-evaluate``: decode manifests with a checkpoint and score them against their raw texts.
 
-usage: slt-evaluate checkpoint=PATH[:PATH...] data=DIR results=DIR [subset=test,...] [option=value ...]
+usage: slt-evaluate checkpoint=PATH[:PATH...] data=DIR results=DIR [subset=test] [option=value ...]
 
     slt-evaluate checkpoint=runs/fingerspelling/checkpoint_best.pt data=data/fingerspelling \\
-        results=results/fingerspelling subset=test,test_unseen generation.beam=5
+        results=results/fingerspelling 'subset=[test,test_unseen]' generation.beam=5
 
 Options and their defaults: slt_plugin/config/generate/evaluate.yaml. Writes <results>/<subset>/hypotheses.jsonl and
 metrics.json (with sacrebleu's signatures) and prints a table for each subset.
@@ -111,7 +111,7 @@ def evaluate(cfg) -> None:
     np.random.seed(cfg.common.seed)
     set_torch_seed(cfg.common.seed)
     decoder = Decoder.load(cfg)
-    for subset in str(cfg.subset).split(","):
+    for subset in [cfg.subset] if isinstance(cfg.subset, str) else list(cfg.subset):
         hypotheses = decoder.decode(subset, cfg)
         folder = Path(cfg.results) / subset
         write_hypotheses(folder / "hypotheses.jsonl", hypotheses)

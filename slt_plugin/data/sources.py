@@ -109,8 +109,8 @@ class FeatureSource:
             array = features.open_features(path)
             if array.shape[1] != self.channels:
                 raise FeatureError(
-                    f"{path}: {array.shape[1]} channels, but the model is set up for {self.channels}; set the channels "
-                    "option to the file's number, or extract the features again"
+                    f"{path}: {array.shape[1]} channels, but the model is set up for {self.channels}; set "
+                    "task.feature_channels to the file's number, or extract the features again"
                 )
             with _naming_file(path):
                 first, last = segment_frames(row.start, row.end, row.fps, len(array))

@@ -11,6 +11,7 @@ from fairseq.models import FairseqEncoder
 from fairseq.models.transformer import TransformerConfig, TransformerEncoderBase
 from torch import Tensor, nn
 
+from slt_plugin.models.errors import OptionError
 from slt_plugin.modules.adapter import Adapter
 from slt_plugin.modules.padding import lengths_to_padding_mask
 from slt_plugin.modules.pose_encoder import PoseEncoder
@@ -30,11 +31,11 @@ class IdentityEncoder(nn.Module):
 
 
 def parse_strides(strides: str) -> list[int]:
-    """'2,1,2' -> [2, 1, 2]. Raises ValueError that names the option."""
+    """'2,1,2' -> [2, 1, 2]. Raises OptionError that names the option."""
     try:
         return [int(s) for s in strides.split(",")]
     except ValueError as error:
-        raise ValueError(
+        raise OptionError(
             f"model.pose_strides: expected integers joined by commas such as '2,1,2', got {strides!r}"
         ) from error
 

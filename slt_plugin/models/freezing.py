@@ -4,6 +4,8 @@ import re
 
 from torch import nn
 
+from slt_plugin.models.errors import OptionError
+
 PARTS = {
     "source_encoder": "encoder.source_encoder",
     "adapter": "encoder.adapter",
@@ -22,13 +24,13 @@ def select_parameters(model: nn.Module, spec: str) -> list[nn.Parameter]:
             narrowed to layers: ``text_decoder.layers.0-5``, ``text_encoder.layers.3``. Empty selects nothing.
 
     Raises:
-        ValueError: an unknown part, or layers that the part does not have.
+        OptionError: an unknown part, or layers that the part does not have.
     """
     selected: dict[int, nn.Parameter] = {}
     for item in filter(None, (s.strip() for s in spec.split(","))):
         match = SPEC.fullmatch(item)
         if match is None or match["part"] not in PARTS:
-            raise ValueError(
+            raise OptionError(
                 f"model.freeze: cannot read {item!r}; expected one of {', '.join(PARTS)}, "
                 "each optionally followed by layers such as text_decoder.layers.0-5"
             )
@@ -38,7 +40,7 @@ def select_parameters(model: nn.Module, spec: str) -> list[nn.Parameter]:
             first, last = int(match["first"]), int(match["last"] or match["first"])
             if layers is None or not first <= last < len(layers):
                 count = "no layers" if layers is None else f"layers 0-{len(layers) - 1}"
-                raise ValueError(f"model.freeze: {item!r} names layers that do not exist; {match['part']} has {count}")
+                raise OptionError(f"model.freeze: {item!r} names layers that do not exist; {match['part']} has {count}")
             module = nn.ModuleList(layers[i] for i in range(first, last + 1))
         selected.update((id(p), p) for p in module.parameters())
     return list(selected.values())

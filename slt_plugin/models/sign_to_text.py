@@ -1,7 +1,8 @@
 """Model ``sign_to_text``: sign poses or features to text through a fairseq Transformer (from scratch, BART, mBART)."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from slt_plugin.checkpoints.importer import load_pretrained_text
 from slt_plugin.models.encoders import SOURCE_ENCODERS, SignEncoder, TextEncoder, build_source_encoder, source_stride
+from slt_plugin.models.errors import OptionError
 from slt_plugin.models.freezing import select_parameters
 from slt_plugin.models.precision import Fp16Guard
 from slt_plugin.modules.adapter import Adapter
@@ -61,6 +63,9 @@ class SignToTextConfig(FairseqDataclass):
     )
     max_decoder_positions: int = field(default=1024, metadata={"help": "longest output, in tokens"})
     layernorm_embedding: bool = field(default=False, metadata={"help": "LayerNorm after the embeddings"})
+    encoder_layernorm_embedding: bool = field(
+        default=True, metadata={"help": "with layernorm_embedding: in the text encoder too, not in the decoder alone"}
+    )
     scale_embedding: bool = field(default=True, metadata={"help": "multiply embeddings by sqrt(width)"})
     share_decoder_input_output_embed: bool = field(default=True, metadata={"help": "tie the decoder's embeddings"})
     checkpoint_activations: bool = field(default=False, metadata={"help": "recompute activations to save memory"})
@@ -69,7 +74,7 @@ class SignToTextConfig(FairseqDataclass):
         default=False,
         metadata={"help": "add the CTC projection; use with criterion label_smoothed_cross_entropy_with_ctc"},
     )
-    text_pretrained: str | None = field(
+    text_pretrained: Optional[str] = field(
         default=None,
         metadata={"help": "fairseq model.pt or Hugging Face directory (BART, mBART) that the text side starts from"},
     )
@@ -135,11 +140,11 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
         """Builds the model for ``task.source_channels`` and ``task.target_dictionary``.
 
         Raises:
-            ValueError: options that contradict each other.
+            OptionError: options that contradict each other.
             CheckpointError: ``text_pretrained`` does not exist or does not fit.
         """
         if cfg.encoder_embed_dim != cfg.decoder_embed_dim:
-            raise ValueError(
+            raise OptionError(
                 f"model.encoder_embed_dim ({cfg.encoder_embed_dim}) and model.decoder_embed_dim "
                 f"({cfg.decoder_embed_dim}) must be equal"
             )
@@ -147,7 +152,8 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
         text_config = transformer_config(cfg)
         source_encoder = build_source_encoder(cfg, task.source_channels)
         adapter = Adapter(in_dim=source_encoder.out_dim, out_dim=cfg.encoder_embed_dim, stride=cfg.adapter_stride)
-        text_encoder = TextEncoder(text_config)
+        encoder_norm = cfg.layernorm_embedding and cfg.encoder_layernorm_embedding
+        text_encoder = TextEncoder(replace(text_config, layernorm_embedding=encoder_norm))
         # features of unit size after fairseq's embedding scale; otherwise they drown the positions at the start
         nn.init.normal_(adapter.projection.weight, std=source_encoder.out_dim**-0.5 / text_encoder.embed_scale)
         embed_tokens = Embedding(len(dictionary), cfg.decoder_embed_dim, dictionary.pad())
@@ -179,7 +185,7 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
     def get_ctc_output(self, net_output, sample) -> tuple[Tensor, Tensor]:
         """Log-probabilities (T', B, V) in fp32 and their lengths (B,)."""
         if self.ctc_projection is None:
-            raise ValueError("criterion label_smoothed_cross_entropy_with_ctc needs model.ctc=true")
+            raise OptionError("criterion label_smoothed_cross_entropy_with_ctc needs model.ctc=true")
         encoder_out = net_output[1]["encoder_out"]
         log_probs = torch.log_softmax(self.ctc_projection(encoder_out["encoder_out"][0]).float(), dim=-1)
         return log_probs, (~encoder_out["encoder_padding_mask"][0]).sum(dim=1)
@@ -210,12 +216,12 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
         """Removes the gradients of what is frozen at update ``num_updates``: the optimizer then leaves it alone.
 
         Raises:
-            ValueError: the optimizer keeps an fp32 copy of the weights, which weight decay would still change.
+            OptionError: the optimizer keeps an fp32 copy of the weights, which weight decay would still change.
         """
         if num_updates >= self.cfg.freeze_updates or not self._frozen_at_first:
             return
         if isinstance(optimizer, FP16Optimizer):
-            raise ValueError(
+            raise OptionError(
                 "model.freeze_updates does not go with common.fp16 or common.bf16, whose optimizer decays frozen "
                 "weights too: use common.amp=true, or train in two runs joined by checkpoint.finetune_from_model"
             )

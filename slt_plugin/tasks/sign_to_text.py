@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -16,6 +17,7 @@ from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest
 from slt_plugin.data.pose import PoseAugment, PoseOptions
 from slt_plugin.data.sources import FeatureSource, PoseSource, Source
+from slt_plugin.models.errors import OptionError
 from slt_plugin.tasks.validation import log_sample, log_scores, score_counts
 from slt_plugin.text.codec import CODEC_KINDS, build_codec, empty_codec
 from slt_plugin.text.languages import MBART_50, MBART_CC25
@@ -32,7 +34,7 @@ class SignToTextTaskConfig(FairseqDataclass):
     """Options of task ``sign_to_text``."""
 
     data: str = field(default=MISSING, metadata={"help": "directory with train.tsv, valid.tsv, ... (manifests)"})
-    media_root: str | None = field(
+    media_root: Optional[str] = field(
         default=None, metadata={"help": "directory that manifest paths start from; default: the manifest's own"}
     )
     # source
@@ -56,10 +58,10 @@ class SignToTextTaskConfig(FairseqDataclass):
     augment_landmark_drop: float = field(default=0.0, metadata={"help": "training: share of landmarks masked"})
     # text
     codec: ChoiceEnum(CODEC_KINDS) = field(default="sentencepiece", metadata={"help": "kind of vocabulary"})
-    codec_path: str | None = field(
+    codec_path: Optional[str] = field(
         default=None, metadata={"help": "vocabulary for training; a checkpoint carries its own copy"}
     )
-    dictionary_path: str | None = field(
+    dictionary_path: Optional[str] = field(
         default=None,
         metadata={"help": "fairseq dict.txt where its order differs from the SentencePiece model's (mBART)"},
     )
@@ -68,7 +70,7 @@ class SignToTextTaskConfig(FairseqDataclass):
         metadata={"help": "language tokens behind a SentencePiece vocabulary: those of an mBART release"},
     )
     lowercase: bool = field(default=False, metadata={"help": "lower-case the text before encoding"})
-    target_lang: str | None = field(
+    target_lang: Optional[str] = field(
         default=None, metadata={"help": "mBART: language code of every target (en_XX); default: the row's text_lang"}
     )
     # limits
@@ -105,8 +107,9 @@ class SignToTextTask(FairseqTask):
 
     def __init__(self, cfg: SignToTextTaskConfig, *, from_checkpoint: bool = False):
         super().__init__(cfg)
-        self.codec_given = cfg.codec_path is not None and not from_checkpoint
-        if self.codec_given:
+        # fixed: by the options of a training, or by the first checkpoint that is loaded
+        self.source_is_fixed = cfg.codec_path is not None and not from_checkpoint
+        if self.source_is_fixed:
             self.codec = build_codec(
                 str(cfg.codec),
                 cfg.codec_path,
@@ -135,13 +138,14 @@ class SignToTextTask(FairseqTask):
 
         Raises:
             CodecError: this task has another vocabulary already.
-            ValueError: this task trains on a source that the checkpoint was not trained on.
+            OptionError: this task, or another model of the ensemble, reads its source in another way.
         """
         self.codec.load_state_dict(state_dict["codec"])
         theirs, ours = state_dict["source"], self._source_options()
-        if self.codec_given and theirs != ours:
+        if self.source_is_fixed and theirs != ours:
             changed = [f"task.{k}={ours[k]} (checkpoint: {theirs[k]})" for k in ours if ours[k] != theirs.get(k)]
-            raise ValueError(f"the checkpoint was trained on another source: {', '.join(changed)}")
+            raise OptionError(f"the checkpoint was trained on another source: {', '.join(changed)}")
+        self.source_is_fixed = True
         for name, value in theirs.items():
             setattr(self.cfg, name, value)
 
@@ -166,6 +170,8 @@ class SignToTextTask(FairseqTask):
     def _build_source(self, root: Path) -> Source:
         cfg = self.cfg
         if cfg.source == "features":
+            if cfg.feature_channels < 1:
+                raise OptionError("task.feature_channels is not set: give the width C of the features (I3D: 1024)")
             return FeatureSource(root, channels=cfg.feature_channels, step=cfg.step_frames)
         parts = tuple(part.strip() for part in cfg.pose_parts.split(","))
         options = PoseOptions(
@@ -173,22 +179,20 @@ class SignToTextTask(FairseqTask):
         )
         return PoseSource(root, options)
 
+    def _manifest_directory(self) -> Path:
+        directory = Path(self.cfg.data)
+        if not directory.is_dir():
+            found = "is a file: give its directory" if directory.is_file() else "does not exist"
+            raise DataError(f"task.data={directory} {found}; expected a directory with train.tsv, valid.tsv, ...")
+        return directory
+
     def load_dataset(self, split: str, combine: bool = False, task_cfg=None, **kwargs) -> None:
         """Reads ``<data>/<split>.tsv``. Texts are required, except where ``fairseq-generate`` (task_cfg) decodes.
 
         Raises:
             DataError: the manifest or a language is missing or wrong; the message says how to mend it.
         """
-        directory = Path(self.cfg.data)
-        if not directory.is_dir():
-            raise DataError(
-                f"task.data={directory}: expected a directory that holds {split}.tsv"
-                + (
-                    ", got a file: give its directory, and its name without .tsv as subset"
-                    if directory.is_file()
-                    else ""
-                )
-            )
+        directory = self._manifest_directory()
         path = directory / f"{split}.tsv"
         if not path.is_file():
             found = ", ".join(sorted(p.stem for p in directory.glob("*.tsv"))) or "none"
@@ -261,7 +265,9 @@ class SignToTextTask(FairseqTask):
     def build_model(self, cfg, from_checkpoint: bool = False):
         """Builds the model; weights that training starts from (``text_pretrained``) are not read for a checkpoint."""
         if len(self.codec.dictionary) <= self.codec.dictionary.nspecial:
-            raise ValueError("task.codec_path is not set: training needs a vocabulary (scripts/train_sentencepiece.py)")
+            raise OptionError(
+                "task.codec_path is not set: training needs a vocabulary (scripts/train_sentencepiece.py)"
+            )
         if from_checkpoint and getattr(cfg, "text_pretrained", None):
             cfg = OmegaConf.merge(cfg, {"text_pretrained": None})
         model = super().build_model(cfg, from_checkpoint)

@@ -1,0 +1,191 @@
+"""``slt-import-checkpoint``: turn another project's checkpoint into one that the stock commands load.
+
+examples:
+  slt-import-checkpoint tarres checkpoint.best_reduced_sacrebleu_3.5401.pt how2sign_i3d.pt \\
+      --spm cvpr23.train.how2sign.unigram7000_lowercased.model
+  fairseq-generate DATA --user-dir slt_plugin --task sign_to_text --path how2sign_i3d.pt --gen-subset test --beam 5
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from slt_plugin.checkpoints.keymaps import TARRES, CheckpointError, convert, fit
+from slt_plugin.models.errors import OptionError
+from slt_plugin.text.errors import CodecError
+
+# our model option -> theirs, where the value is the same
+TARRES_OPTIONS = {
+    **{
+        f"{part}_{name}": f"{part}_{name}"
+        for part in ("encoder", "decoder")
+        for name in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+    },
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "activation_fn": "activation_fn",
+    "layernorm_embedding": "layernorm_embedding",
+    "share_decoder_input_output_embed": "share_decoder_input_output_embed",
+    "normalize_before": "encoder_normalize_before",
+    "max_encoder_positions": "max_source_positions",
+    "max_decoder_positions": "max_target_positions",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (CheckpointError, CodecError, OptionError) as error:
+        print(f"slt-import-checkpoint: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def import_tarres(checkpoint: Path, spm: Path, dictionary: Path | None, out: Path) -> None:
+    """Writes ``out`` from a ``sign2text_transformer`` checkpoint of Tarres et al. (2023) and its vocabulary.
+
+    Raises:
+        CheckpointError: the checkpoint is no such model, or its options have no counterpart here.
+        CodecError: the vocabulary cannot be read.
+    """
+    import slt_plugin.tasks  # noqa: F401  registers task and model
+    from slt_plugin.checkpoints.importer import read_foreign
+    from slt_plugin.models.sign_to_text import SignToTextConfig
+    from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
+
+    if out.exists():
+        raise CheckpointError(f"{out} exists already: remove it or name another file")
+    foreign = read_foreign(checkpoint)
+    if foreign.kind != "fairseq":
+        raise CheckpointError(f"{checkpoint}: expected a fairseq checkpoint with its configuration")
+    if not spm.is_file():
+        raise CodecError(
+            f"--spm {spm} does not exist: give the SentencePiece .model that the checkpoint was trained with"
+        )
+    if dictionary is None and spm.with_suffix(".txt").is_file():
+        dictionary = spm.with_suffix(".txt")  # where their task looks for it
+    try:
+        state = convert(foreign.state, TARRES)
+        projection = state.get("encoder.adapter.projection.weight")
+        if projection is None:
+            raise CheckpointError("encoder.feat_proj.weight is missing")
+        task = SignToTextTask(
+            SignToTextTaskConfig(
+                data="",
+                source="features",
+                feature_channels=projection.shape[1],
+                codec="sentencepiece",
+                codec_path=str(spm),
+                dictionary_path=None if dictionary is None else str(dictionary),
+                # their task lower-cases the text under this name
+                lowercase=foreign.metadata.get("pre_tokenizer") == "moses",
+                max_source_positions=foreign.metadata.get("max_source_positions", 1024),
+                max_target_positions=foreign.metadata.get("max_target_positions", 1024),
+                eval_bleu=False,
+                train_subset="train",
+                seed=1,
+            )
+        )
+        _check_size(state, task.target_dictionary, spm, dictionary)
+        model_options = tarres_options(foreign.metadata)
+        cfg = _configuration(task.cfg, SignToTextConfig(**model_options))
+        model = task.build_model(cfg.model)
+        state, _ = fit(state, model.state_dict(), TARRES)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+    # with the model's own version numbers: without them fairseq takes the file for an old one and drops layer_norm
+    model.load_state_dict(model.state_dict() | state)
+    _write(out, cfg, task, model)
+    print(
+        f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(task.target_dictionary)} symbols "
+        f"(order of {dictionary or spm}), features of {projection.shape[1]} channels"
+    )
+
+
+def tarres_options(theirs: dict) -> dict:
+    """Their model configuration -> values of ``SignToTextConfig``.
+
+    Raises:
+        CheckpointError: options are missing, or differ between encoder and decoder where we have one.
+    """
+    lacking = [name for name in TARRES_OPTIONS.values() if name not in theirs]
+    if lacking:
+        raise CheckpointError(
+            f"its configuration lacks {', '.join(lacking)}: no sign2text_transformer of Tarres et al."
+        )
+    if theirs["encoder_normalize_before"] != theirs.get("decoder_normalize_before"):
+        raise CheckpointError("encoder_normalize_before and decoder_normalize_before differ, here they are one option")
+    options = {ours: theirs[name] for ours, name in TARRES_OPTIONS.items()}
+    return options | {
+        "source_encoder": "none",
+        "scale_embedding": not theirs.get("no_scale_embedding", False),
+        "encoder_layernorm_embedding": False,  # theirs normalises the decoder's embeddings only
+    }
+
+
+def _check_size(state: dict, symbols: Sequence, spm: Path, dictionary: Path | None) -> None:
+    rows = len(state.get("decoder.embed_tokens.weight", ()))
+    if rows != len(symbols):
+        raise CheckpointError(
+            f"it has {rows} symbols, the vocabulary ({dictionary or spm}) has {len(symbols)}: give the SentencePiece "
+            "model it was trained with, and its fairseq dictionary with --dict"
+        )
+
+
+def _configuration(task_cfg, model_cfg):
+    """A whole fairseq configuration around task and model, as fairseq stores it in its own checkpoints."""
+    from fairseq.dataclass.configs import FairseqConfig
+    from omegaconf import OmegaConf
+
+    sections = {f.name: getattr(FairseqConfig(), f.name) for f in fields(FairseqConfig)}
+    cfg = OmegaConf.create({name: value for name, value in sections.items() if name not in ("task", "model")})
+    cfg.task = OmegaConf.merge(OmegaConf.structured(task_cfg), {"_name": "sign_to_text"})
+    cfg.model = OmegaConf.merge(OmegaConf.structured(model_cfg), {"_name": "sign_to_text"})
+    return cfg
+
+
+def _write(out: Path, cfg, task, model) -> None:
+    import torch
+    from omegaconf import OmegaConf
+
+    from slt_plugin.checkpoints.safe import atomic_open
+
+    content = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model.state_dict(),
+        "optimizer_history": [
+            {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0},
+        ],
+        "task_state": task.state_dict(),
+        "extra_state": {"train_iterator": {"epoch": 1}},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_open(out) as file:
+        torch.save(content, file)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slt-import-checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    projects = parser.add_subparsers(required=True, metavar="PROJECT")
+    tarres = projects.add_parser(
+        "tarres", help="sign2text_transformer of Tarres et al. (2023), I3D features -> English"
+    )
+    tarres.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="their fairseq checkpoint (.pt)")
+    tarres.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
+    tarres.add_argument("--spm", type=Path, required=True, metavar="MODEL", help="its SentencePiece model")
+    tarres.add_argument(
+        "--dict", type=Path, dest="dictionary", metavar="FILE", help="its fairseq dictionary; default: MODEL's .txt"
+    )
+    tarres.set_defaults(run=lambda args: import_tarres(args.checkpoint, args.spm, args.dictionary, args.out))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
