@@ -149,7 +149,7 @@ prepare_environment() {
 # The fingerspelling experiment: quickstart.sh runs it, control.sh runs it with shuffled texts.
 #
 #   SEED  of corpus and training                    (default: 1)
-#   DATA  folder of the corpus, 200 MB              (default: data/fingerspelling, or data/fingerspelling-SEED)
+#   DATA  folder of the corpus, 0.8 GB              (default: data/fingerspelling, or data/fingerspelling-SEED)
 #   RUN   folder of checkpoints, logs and outputs   (default: runs/fingerspelling, or runs/fingerspelling-SEED)
 
 # experiment_folders NAME: sets SEED, DATA and RUN and goes to the repository, where all commands below are run.

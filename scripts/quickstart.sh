@@ -29,7 +29,7 @@ cat <<END
 Done in $SECONDS s.
   corpus        $DATA/{train,valid,test,test_unseen}.tsv (new sentences: test; new words: test_unseen)
   checkpoints   $RUN/checkpoint_best.pt, checkpoint_last.pt
-  log           $RUN/checkpoints/train.log
+  log           $RUN/train.log
   hypotheses    $RUN/hypotheses-test.jsonl, hypotheses-test_unseen.jsonl
   scores        $RUN/scores-test.json, scores-test_unseen.json
 How to go on

@@ -10,4 +10,5 @@ esac
 prepare_environment
 cd "$ROOT"
 ruff check .
+ruff format --check .
 pytest "$@"

@@ -97,6 +97,21 @@ def test_draws_depend_on_seed_epoch_and_row_alone():
     torch.testing.assert_close(draw(1, 1, 3, training=False), draw(2, 2, 3, training=False), rtol=0, atol=0)
 
 
+def test_clip_slowed_down_beyond_the_limit_is_played_at_the_speed_that_fits():
+    class Slowed(CountingSource):
+        def load(self, row, *, epoch=1, rng=None):
+            steps = super().load(row)
+            return steps if rng is None else steps.repeat_interleave(2, dim=0)
+
+    rows = [Row("a", "x", "a", num_frames=10)]
+    options = {"encode": encode, "pad": PAD, "eos": EOS, "max_steps": 12}
+    slowed = SignDataset(rows, Slowed(), training=True, **options)[0]["source"]
+    assert len(slowed) == 12
+    assert slowed[0, 0] == 0
+    assert slowed[-1, 0] == 9
+    assert len(SignDataset(rows, Slowed(), **options)[0]["source"]) == 10
+
+
 def test_order_is_by_length_and_shuffled_in_training_only():
     lengths = [4] * 50
     fixed, shuffled = build(lengths), build(lengths, training=True)

@@ -35,6 +35,8 @@ class SignDataset(FairseqDataset):
         training: shuffle and augment; every draw depends on (seed, epoch, row) alone, so neither the number of loader
             workers nor a resume changes it.
         seed: of shuffling and augmentation.
+        max_steps: the longest source the model takes; a clip that augmentation slows down beyond it is played at the
+            speed that just fits.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class SignDataset(FairseqDataset):
         language_ids: list[int] | None = None,
         training: bool = False,
         seed: int = 1,
+        max_steps: int | None = None,
     ):
         self.rows = rows
         self.source = source
         self.pad, self.eos = pad, eos
         self.training = training
         self.seed = seed
+        self.max_steps = max_steps
         self.epoch = 1
         self.start_tokens = np.array(language_ids if language_ids is not None else [eos] * len(rows), dtype=np.int64)
         self.source_lengths = np.array([source.num_steps(row) for row in rows], dtype=np.int64)
@@ -73,11 +77,10 @@ class SignDataset(FairseqDataset):
 
     def __getitem__(self, index: int) -> dict:
         rng = np.random.default_rng((self.seed, self.epoch, int(index))) if self.training else None
-        return {
-            "id": int(index),
-            "source": self.source.load(self.rows[index], epoch=self.epoch, rng=rng),
-            "target": self.targets[index],
-        }
+        source = self.source.load(self.rows[index], epoch=self.epoch, rng=rng)
+        if rng is not None and self.max_steps is not None and len(source) > self.max_steps:
+            source = source[torch.linspace(0, len(source) - 1, self.max_steps).round().long()]
+        return {"id": int(index), "source": source, "target": self.targets[index]}
 
     def collater(self, samples: list[dict]) -> dict:
         """Samples to a fairseq batch: ``src_tokens`` (B, T, C) float32 zero-padded, tokens (B, U) padded right."""

@@ -121,7 +121,9 @@ class SignToTextTask(FairseqTask):
             # fairseq-generate asks for the dictionary before it reads the checkpoint, which then fills it in place
             self.codec = empty_codec()
         self.sequence_generator = None
+        # of the model, once it is built
         self.ctc_stride: int | None = None
+        self.max_source_steps = cfg.max_source_positions
 
     # state
 
@@ -210,6 +212,7 @@ class SignToTextTask(FairseqTask):
             language_ids=self._language_ids(rows, path),
             training=split == self.cfg.train_subset and task_cfg is None,
             seed=self.cfg.seed,
+            max_steps=self.max_source_steps,
         )
         logger.info("%s: %d rows, %d source steps", path, len(rows), self.datasets[split].source_lengths.sum())
         if self.ctc_stride is not None and task_cfg is None:
@@ -271,6 +274,7 @@ class SignToTextTask(FairseqTask):
         if from_checkpoint and getattr(cfg, "text_pretrained", None):
             cfg = OmegaConf.merge(cfg, {"text_pretrained": None})
         model = super().build_model(cfg, from_checkpoint)
+        self.max_source_steps = min(self.cfg.max_source_positions, model.max_positions()[0])
         self.ctc_stride = model.encoder.stride if getattr(cfg, "ctc", False) else None
         if self.cfg.eval_bleu:
             max_len = min(self.cfg.eval_max_len, self.cfg.max_target_positions - 1)
