@@ -1,16 +1,21 @@
 """Task sign_to_text: manifests, state, limits, languages, validation."""
 
 import logging
+import multiprocessing
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.logging import metrics
+from fairseq_cli import train
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import slt_plugin.tasks  # noqa: F401
+from slt_plugin.cli.finetune import CONFIGS
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest, write_manifest
 from slt_plugin.models.sign_to_text import TinyConfig
@@ -43,6 +48,25 @@ def test_training_and_validation_rows_differ_in_augmentation(pose_corpus, spm_mo
     train.set_epoch(2)
     assert not torch.equal(first, train[0]["source"])
     torch.testing.assert_close(valid[0]["source"], valid[0]["source"], rtol=0, atol=0)
+
+
+def test_loader_workers_end_with_their_epoch(pose_corpus, spm_model, tmp_path, monkeypatch):
+    """fairseq keeps those of past epochs by default, each with its copy of the training process's memory."""
+    counts = []
+    monkeypatch.setattr(
+        SignToTextTask, "begin_epoch", lambda self, epoch, model: counts.append(len(multiprocessing.active_children()))
+    )
+    hydra_init("fingerspelling_pose")
+    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+        cfg = compose("fingerspelling_pose", overrides=[
+            f"task.data={pose_corpus}", f"task.codec_path={spm_model}", f"checkpoint.save_dir={tmp_path}",
+            "dataset.num_workers=1", "dataset.disable_validation=true", "checkpoint.no_save=true",
+            "optimization.max_epoch=4", "+model.encoder_layers=1", "+model.decoder_layers=1",
+        ])  # fmt: skip
+    add_defaults(cfg)
+    train.main(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)))
+    assert len(counts) == 4
+    assert max(counts) <= 1
 
 
 class TestState:

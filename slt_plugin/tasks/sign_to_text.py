@@ -81,6 +81,10 @@ class SignToTextTaskConfig(FairseqDataclass):
     eval_beam: int = field(default=1, metadata={"help": "beam of the validation's generation"})
     eval_max_len: int = field(default=200, metadata={"help": "longest validation hypothesis, in tokens"})
     eval_samples: int = field(default=3, metadata={"help": "rows whose hypothesis is logged at every validation"})
+    persistent_workers: bool = field(
+        default=False,
+        metadata={"help": "keep loader workers after their epoch, although the next one starts new ones"},
+    )
     train_subset: str = II("dataset.train_subset")
     seed: int = II("common.seed")
 
