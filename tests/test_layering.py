@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slt_plugin"
 LAYERS = (
+    {"common"},
     {"data", "text", "modules", "scoring"},
     {"checkpoints"},
     {"models"},

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slt_plugin.common.errors import SltError
+
 LISTED_KEYS = 10  # names shown in an error before "and N more"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SltError):
     """A checkpoint that cannot be used: the message names the file, what was expected and what to do."""
 
 

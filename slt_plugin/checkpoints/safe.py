@@ -20,10 +20,8 @@ import time
 import typing
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import omegaconf
 import torch
@@ -32,6 +30,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 
 from slt_plugin.checkpoints.keymaps import CheckpointError
+from slt_plugin.common.files import atomic_open, sync_folder, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -99,21 +98,6 @@ def allow_fairseq_classes() -> None:
 # Writing: a reader sees the old file or the whole new one, also after kill -9 and after a power cut
 
 
-@contextmanager
-def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at ``path`` only when it is complete and on disk."""
-    temporary = _temporary_path(path)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @functools.wraps(_fairseq_save)
 def save_atomically(obj, filename, async_write=False):
     """Replaces fairseq's save, which retries a failed write at the position where the first one stopped."""
@@ -141,7 +125,7 @@ def copy_atomically(src_path, dst_path, overwrite=False):
     if not overwrite or any(PathManager.path_requires_pathmanager(p) for p in (src_path, dst_path)):
         return _fairseq_copy(src_path, dst_path, overwrite=overwrite)
     target = Path(dst_path)
-    temporary = _temporary_path(target)
+    temporary = temporary_path(target)
     temporary.unlink(missing_ok=True)  # of a dead process that had our number: link() does not overwrite
     try:
         os.link(src_path, temporary)
@@ -151,7 +135,7 @@ def copy_atomically(src_path, dst_path, overwrite=False):
         return True
     try:
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)  # rename() between two names of one file keeps both
     return True
@@ -171,10 +155,6 @@ def remove_stale_temporaries(folder: Path) -> list[Path]:
     return removed
 
 
-def _temporary_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.slt-{socket.gethostname()}-{os.getpid()}.tmp")
-
-
 def _may_have_writer(path: Path, host: str, pid: int) -> bool:
     if host != socket.gethostname():
         try:
@@ -190,17 +170,6 @@ def _may_have_writer(path: Path, host: str, pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems refuse it for folders; the rename itself stays atomic
-        logger.debug("%s cannot be synced", folder)
-    finally:
-        os.close(descriptor)
 
 
 # Early stopping: fairseq keeps its best score and patience in function attributes, which do not outlive the process

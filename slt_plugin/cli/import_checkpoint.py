@@ -152,7 +152,7 @@ def _write(out: Path, cfg, task, model) -> None:
     import torch
     from omegaconf import OmegaConf
 
-    from slt_plugin.checkpoints.safe import atomic_open
+    from slt_plugin.common.files import atomic_open
 
     content = {
         "args": None,
