@@ -109,6 +109,10 @@ class TestCTC:
         targets, lengths = build(ctc=True).get_ctc_target(sample)
         assert lengths.tolist() == [2, 1] and targets.tolist() == [[4, 5], [7, 2]]
 
+    def test_large_vocabularies_are_refused(self):
+        with pytest.raises(ValueError, match="at most 5000"):
+            build(ctc=True, symbols=5000)
+
     def test_criterion_without_projection_is_refused(self):
         model = build()
         with pytest.raises(ValueError, match=r"needs model\.ctc=true"):

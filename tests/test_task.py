@@ -16,8 +16,10 @@ from omegaconf import OmegaConf
 
 import slt_plugin.tasks  # noqa: F401
 from slt_plugin.cli.finetune import CONFIGS
+from slt_plugin.common.errors import SltError
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest, write_manifest
+from slt_plugin.models.errors import OptionError
 from slt_plugin.models.sign_to_text import TinyConfig
 from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
 from slt_plugin.tasks.validation import log_scores, score_counts
@@ -25,7 +27,9 @@ from slt_plugin.text.codec import CodecError
 
 
 def setup(corpus, spm=None, **options) -> SignToTextTask:
-    values = {"data": str(corpus), "train_subset": "train", "seed": 1, "eval_max_len": 12, **options}
+    interpolated = {"train_subset": "train", "seed": 1, "skip_invalid_size_inputs": False,
+                    "best_checkpoint_metric": "bleu", "maximize_best_checkpoint_metric": True}  # fmt: skip
+    values = {"data": str(corpus), "eval_max_len": 12, **interpolated, **options}
     cfg = OmegaConf.merge(OmegaConf.structured(SignToTextTaskConfig), values)
     if spm is not None:
         cfg.codec_path = str(spm)
@@ -35,6 +39,18 @@ def setup(corpus, spm=None, **options) -> SignToTextTask:
 def model_config(**options):
     small = {"source_encoder": "pose", "max_target_positions": 64, "encoder_layers": 1, "decoder_layers": 1}
     return OmegaConf.merge(OmegaConf.structured(TinyConfig), {"_name": "sign_to_text_tiny"}, small, options)
+
+
+def run_training(corpus, spm, save_dir, *overrides):
+    """fairseq's own training loop on the quickstart's configuration, in this process."""
+    hydra_init("fingerspelling_pose")
+    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+        cfg = compose("fingerspelling_pose", overrides=[
+            f"task.data={corpus}", f"task.codec_path={spm}", f"checkpoint.save_dir={save_dir}", "dataset.num_workers=0",
+            "+model.encoder_layers=1", "+model.decoder_layers=1", "lr_scheduler.warmup_updates=1", *overrides,
+        ])  # fmt: skip
+    add_defaults(cfg)
+    train.main(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)))
 
 
 def test_training_and_validation_rows_differ_in_augmentation(pose_corpus, spm_model):
@@ -47,7 +63,9 @@ def test_training_and_validation_rows_differ_in_augmentation(pose_corpus, spm_mo
     first = train[0]["source"]
     train.set_epoch(2)
     assert not torch.equal(first, train[0]["source"])
-    torch.testing.assert_close(valid[0]["source"], valid[0]["source"], rtol=0, atol=0)
+    plain = setup(pose_corpus, spm_model, pose_parts="body,right_hand")
+    plain.load_dataset("valid")
+    torch.testing.assert_close(valid[0]["source"], plain.dataset("valid")[0]["source"], rtol=0, atol=0)
 
 
 def test_loader_workers_end_with_their_epoch(pose_corpus, spm_model, tmp_path, monkeypatch):
@@ -56,15 +74,10 @@ def test_loader_workers_end_with_their_epoch(pose_corpus, spm_model, tmp_path, m
     monkeypatch.setattr(
         SignToTextTask, "begin_epoch", lambda self, epoch, model: counts.append(len(multiprocessing.active_children()))
     )
-    hydra_init("fingerspelling_pose")
-    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
-        cfg = compose("fingerspelling_pose", overrides=[
-            f"task.data={pose_corpus}", f"task.codec_path={spm_model}", f"checkpoint.save_dir={tmp_path}",
-            "dataset.num_workers=1", "dataset.disable_validation=true", "checkpoint.no_save=true",
-            "optimization.max_epoch=4", "+model.encoder_layers=1", "+model.decoder_layers=1",
-        ])  # fmt: skip
-    add_defaults(cfg)
-    train.main(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)))
+    run_training(
+        pose_corpus, spm_model, tmp_path, "dataset.num_workers=1", "dataset.disable_validation=true",
+        "checkpoint.no_save=true", "optimization.max_epoch=4",
+    )  # fmt: skip
     assert len(counts) == 4
     assert max(counts) <= 1
 
@@ -137,10 +150,97 @@ class TestManifests:
 
     def test_rows_too_short_for_ctc_are_counted(self, pose_corpus, spm_model, caplog):
         task = setup(pose_corpus, spm_model)
-        task.build_model(model_config(ctc=True, pose_strides="8"))
+        task.build_model(model_config(ctc=True, pose_strides="6"))
         with caplog.at_level(logging.WARNING):
             task.load_dataset("train")
-        assert "CTC ignores" in caplog.text and "train-" in caplog.text
+        assert "CTC ignores" in caplog.text
+        assert "train-" in caplog.text
+        task.build_model(model_config(ctc=True, pose_strides="16"))
+        with pytest.raises(DataError, match="CTC ignores 40 of 40 rows"):
+            task.load_dataset("train")
+
+    def test_training_skips_long_rows_only_on_request(self, pose_corpus, spm_model):
+        """fairseq's trainer always asks to ignore them."""
+        task = setup(pose_corpus, spm_model)
+        task.load_dataset("train")
+        dataset = task.dataset("train")
+        limits = (int(dataset.source_lengths.max()) - 1, 64)
+        with pytest.raises(DataError, match="exceed the limit"):
+            task.filter_indices_by_size(np.arange(40), dataset, limits, ignore_invalid_inputs=True)
+        task.cfg.skip_invalid_size_inputs = True
+        assert len(task.filter_indices_by_size(np.arange(40), dataset, limits, ignore_invalid_inputs=True)) < 40
+
+    def test_length_of_the_reference_does_not_limit_decoding(self, pose_corpus, spm_model):
+        task = setup(pose_corpus, spm_model)
+        for decoding, kept in ((True, 13), (False, 0)):
+            task.load_dataset("test", task_cfg=task.cfg if decoding else None)
+            assert len(task.dataset("test").filter_indices_by_size(np.arange(13), (4096, 3))[0]) == kept
+
+    def test_texts_in_some_rows_only_are_refused(self, pose_corpus, spm_model, tmp_path):
+        rows = read_manifest(pose_corpus / "test.tsv")
+        write_manifest(tmp_path / "test.tsv", [*rows[:-1], replace(rows[-1], text=None)])
+        task = setup(tmp_path, spm_model, media_root=str(pose_corpus))
+        with pytest.raises(DataError, match=r"1 of 13 rows have no text \(first: test-12\)"):
+            task.load_dataset("test", task_cfg=task.cfg)
+
+    def test_texts_that_the_vocabulary_cannot_spell(self, pose_corpus, spm_model, tmp_path, caplog):
+        rows = read_manifest(pose_corpus / "test.tsv")
+        write_manifest(tmp_path / "train.tsv", [replace(row, text=row.text.upper()) for row in rows])
+        write_manifest(tmp_path / "valid.tsv", [replace(rows[0], text=rows[0].text + "z"), *rows[1:]])
+        task = setup(tmp_path, spm_model, media_root=str(pose_corpus))
+        with pytest.raises(DataError, match=r"cannot spell \d+\.\d% of the tokens, in 13 of 13 rows.*task\.lowercase"):
+            task.load_dataset("train")
+        with caplog.at_level(logging.WARNING):
+            task.load_dataset("valid")
+        assert "in 1 of 13 rows, for example test-0" in caplog.text
+
+
+class TestOptions:
+    def test_best_checkpoint_is_chosen_by_something_and_is_the_best(self, pose_corpus, spm_model):
+        with pytest.raises(OptionError, match="eval_bleu=false leaves no bleu"):
+            setup(pose_corpus, spm_model, eval_bleu=False).build_model(model_config())
+        with pytest.raises(OptionError, match="maximize_best_checkpoint_metric=false"):
+            setup(pose_corpus, spm_model, best_checkpoint_metric="loss").build_model(model_config())
+
+    def test_features_have_no_use_for_pose_options(self, pose_corpus, spm_model):
+        with pytest.raises(OptionError, match=r"no use for task\.augment_noise"):
+            setup(pose_corpus, spm_model, source="features", feature_channels=4, augment_noise=0.1)
+        with pytest.raises(OptionError, match=r"task\.feature_channels is not set"):
+            _ = setup(pose_corpus, spm_model, source="features").source_channels
+
+    def test_target_language_without_language_tokens(self, pose_corpus, spm_model):
+        with pytest.raises(OptionError, match="no language tokens"):
+            setup(pose_corpus, spm_model, target_lang="de_DE").load_dataset("train")
+
+    def test_source_options_at_decoding_are_the_checkpoints(self, pose_corpus, spm_model):
+        state = setup(pose_corpus, spm_model, step_frames=2).state_dict()
+        with pytest.raises(OptionError, match=r"task\.step_frames=3 \(checkpoint: 2\)"):
+            setup(pose_corpus, step_frames=3).load_state_dict(state)
+
+    @pytest.mark.parametrize(("override", "message"), [
+        ("task.lowercase=true", "lowercase"),
+        ('task.pose_parts="right_hand,body"', "another source"),
+    ])  # fmt: skip
+    @pytest.mark.parametrize("resume", [True, False])
+    def test_training_does_not_go_on_from_another_vocabulary_or_source(
+        self, pose_corpus, spm_model, tmp_path, override, message, resume
+    ):
+        run_training(pose_corpus, spm_model, tmp_path / "a", "optimization.max_update=1")
+        start = () if resume else (f"checkpoint.finetune_from_model={tmp_path}/a/checkpoint_last.pt",)
+        with pytest.raises(SltError, match=message):
+            run_training(pose_corpus, spm_model, tmp_path / ("a" if resume else "b"), "optimization.max_update=2",
+                         override, *start)  # fmt: skip
+
+    def test_frozen_weights_stay_when_ranks_turn_missing_gradients_into_zeros(self, pose_corpus, spm_model):
+        task = setup(pose_corpus, spm_model)
+        model = task.build_model(model_config(freeze="text_decoder", freeze_updates=1))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+        before = model.decoder.layers[0].fc1.weight.clone()
+        for update, moved in ((0, False), (1, True)):
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)  # as legacy_ddp leaves them
+            task.optimizer_step(optimizer, model, update)
+            assert torch.equal(model.decoder.layers[0].fc1.weight, before) is not moved
 
 
 class TestLanguages:
@@ -148,7 +248,7 @@ class TestLanguages:
         """A vocabulary with language tokens; real ones are tested with the codec."""
 
         has_languages = True
-        dictionary = SimpleNamespace(pad=lambda: 1, eos=lambda: 2)
+        dictionary = SimpleNamespace(pad=lambda: 1, eos=lambda: 2, unk=lambda: 3)
 
         def language_id(self, language):
             return {"en": 50, "de": 51}[language]

@@ -238,11 +238,24 @@ def load_checkpoint(cfg, trainer, **passthrough_args):
         elif choice != cfg.restore_file:
             cfg = copy.copy(cfg)
             cfg.restore_file, cfg.finetune_from_model = choice, None  # fairseq refuses both together
+        _compare_task_state(cfg, choice, trainer)
     extra_state, epoch_itr = _fairseq_load_checkpoint(cfg, trainer, **passthrough_args)
     resumes = extra_state is not None and not (fine_tunes or cfg.reset_optimizer or cfg.reset_meters)
     if resumes:  # the condition under which fairseq restores the best score for checkpoint_best.pt
         restore_early_stopping(extra_state)
     return extra_state, epoch_itr
+
+
+def _compare_task_state(cfg, choice: str | None, trainer) -> None:
+    """Lets a task of ours refuse a checkpoint of another vocabulary or source: fairseq asks it only when decoding."""
+    name = choice if choice is not None else cfg.continue_once or cfg.finetune_from_model
+    if name is None or not type(trainer.task).__module__.startswith("slt_plugin."):
+        return
+    name = name.removesuffix(".pt") + f"{trainer.checkpoint_suffix}.pt"
+    path = Path(cfg.save_dir) / name if choice == LAST else Path(name)
+    task_state = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("task_state")
+    if task_state:
+        trainer.task.load_state_dict(task_state)
 
 
 def choose_restore_file(cfg, suffix: str) -> str | None:

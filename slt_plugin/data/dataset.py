@@ -8,6 +8,7 @@ import torch
 from fairseq.data import FairseqDataset, data_utils
 from torch import Tensor
 
+from slt_plugin.common.errors import SltError
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.sources import Source
@@ -23,6 +24,13 @@ def name_rows(rows: Sequence[Row], lengths: Sequence[int]) -> str:
     return named + (f", ... and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")
 
 
+def _encode(row: Row, encode: Callable[[str], Tensor]) -> Tensor:
+    try:
+        return encode(row.text)
+    except SltError as error:
+        raise DataError(f"row {row.id}: {error}") from error
+
+
 class SignDataset(FairseqDataset):
     """Rows of a manifest as samples; batches are filled by source length.
 
@@ -32,6 +40,7 @@ class SignDataset(FairseqDataset):
         encode: text to token ids (U,) ending in EOS; None where rows are only decoded.
         pad, eos: dictionary indices.
         language_ids: for each row the token that starts its target (mBART), or None for EOS.
+        decoding: rows are only generated from: the length of their reference limits nothing.
         training: shuffle and augment; every draw depends on (seed, epoch, row) alone, so neither the number of loader
             workers nor a resume changes it.
         seed: of shuffling and augmentation.
@@ -49,19 +58,20 @@ class SignDataset(FairseqDataset):
         eos: int,
         language_ids: list[int] | None = None,
         training: bool = False,
+        decoding: bool = False,
         seed: int = 1,
         max_steps: int | None = None,
     ):
         self.rows = rows
         self.source = source
         self.pad, self.eos = pad, eos
-        self.training = training
+        self.training, self.decoding = training, decoding
         self.seed = seed
         self.max_steps = max_steps
         self.epoch = 1
         self.start_tokens = np.array(language_ids if language_ids is not None else [eos] * len(rows), dtype=np.int64)
         self.source_lengths = np.array([source.num_steps(row) for row in rows], dtype=np.int64)
-        self.targets = [None if row.text is None else encode(row.text) for row in rows]
+        self.targets = [None if row.text is None else _encode(row, encode) for row in rows]
         self.target_lengths = np.array([0 if t is None else len(t) for t in self.targets], dtype=np.int64)
 
     @property
@@ -151,7 +161,9 @@ class SignDataset(FairseqDataset):
     def filter_indices_by_size(self, indices, max_sizes):
         """Splits indices into those within (source steps, target tokens) and those beyond either."""
         max_source, max_target = max_sizes
-        fits = (self.source_lengths[indices] <= max_source) & (self.target_lengths[indices] <= max_target)
+        fits = self.source_lengths[indices] <= max_source
+        if not self.decoding:
+            fits &= self.target_lengths[indices] <= max_target
         return indices[fits], indices[~fits].tolist()
 
     def limit_message(self, ignored: Sequence[int], max_sizes: tuple[int, int]) -> str:

@@ -23,6 +23,8 @@ from slt_plugin.modules.adapter import Adapter
 
 logger = logging.getLogger(__name__)
 
+MAX_CTC_SYMBOLS = 5000
+
 
 @dataclass
 class SignToTextConfig(FairseqDataclass):
@@ -123,6 +125,17 @@ def transformer_config(cfg: SignToTextConfig) -> TransformerConfig:
     )
 
 
+def _check_ctc_vocabulary(dictionary) -> None:
+    """fairseq's criterion takes index 0 for CTC's blank and one encoder step for each token."""
+    if len(dictionary) > MAX_CTC_SYMBOLS:
+        raise OptionError(
+            f"model.ctc=true with {len(dictionary)} symbols: CTC is for vocabularies of at most {MAX_CTC_SYMBOLS}; "
+            "set model.ctc=false and criterion label_smoothed_cross_entropy, or train a smaller SentencePiece model"
+        )
+    if dictionary.bos() != 0:
+        raise OptionError("model.ctc=true needs a vocabulary whose index 0 is <s>, which fairseq takes for CTC's blank")
+
+
 class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
     """Sign encoder and fairseq Transformer decoder, with an optional CTC head on the encoder.
 
@@ -149,6 +162,8 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
                 f"({cfg.decoder_embed_dim}) must be equal"
             )
         dictionary = task.target_dictionary
+        if cfg.ctc:
+            _check_ctc_vocabulary(dictionary)
         text_config = transformer_config(cfg)
         source_encoder = build_source_encoder(cfg, task.source_channels)
         adapter = Adapter(in_dim=source_encoder.out_dim, out_dim=cfg.encoder_embed_dim, stride=cfg.adapter_stride)

@@ -12,19 +12,20 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf
 
-from slt_plugin.data.dataset import SignDataset, name_rows
+from slt_plugin.data.dataset import SignDataset
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest
 from slt_plugin.data.pose import PoseAugment, PoseOptions
 from slt_plugin.data.sources import FeatureSource, PoseSource, Source
 from slt_plugin.models.errors import OptionError
+from slt_plugin.tasks.checks import check_best_metric, check_ctc_lengths, check_spelling, refuse_pose_options
 from slt_plugin.tasks.validation import log_sample, log_scores, score_counts
-from slt_plugin.text.codec import CODEC_KINDS, build_codec, empty_codec
-from slt_plugin.text.languages import MBART_50, MBART_CC25
+from slt_plugin.text.codec import CODEC_KINDS, CodecError, build_codec, empty_codec
+from slt_plugin.text.languages import MBART_CC25
 
 logger = logging.getLogger(__name__)
 
-LANGUAGES = {"none": (), "mbart_cc25": MBART_CC25, "mbart_50": MBART_50}
+LANGUAGES = {"none": (), "mbart_cc25": MBART_CC25}
 # what a checkpoint needs to read its input again: kept in the task's state
 SOURCE_OPTIONS = ("source", "pose_parts", "pose_normalise", "step_frames", "feature_channels")
 
@@ -86,6 +87,9 @@ class SignToTextTaskConfig(FairseqDataclass):
         metadata={"help": "keep loader workers after their epoch, although the next one starts new ones"},
     )
     train_subset: str = II("dataset.train_subset")
+    skip_invalid_size_inputs: bool = II("dataset.skip_invalid_size_inputs_valid_test")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
     seed: int = II("common.seed")
 
 
@@ -124,6 +128,8 @@ class SignToTextTask(FairseqTask):
         else:
             # fairseq-generate asks for the dictionary before it reads the checkpoint, which then fills it in place
             self.codec = empty_codec()
+        if cfg.source == "features":
+            refuse_pose_options(cfg, SignToTextTaskConfig())
         self.sequence_generator = None
         # of the model, once it is built
         self.ctc_stride: int | None = None
@@ -148,9 +154,14 @@ class SignToTextTask(FairseqTask):
         """
         self.codec.load_state_dict(state_dict["codec"])
         theirs, ours = state_dict["source"], self._source_options()
-        if self.source_is_fixed and theirs != ours:
-            changed = [f"task.{k}={ours[k]} (checkpoint: {theirs[k]})" for k in ours if ours[k] != theirs.get(k)]
-            raise OptionError(f"the checkpoint was trained on another source: {', '.join(changed)}")
+        changed = [name for name in ours if ours[name] != theirs[name]]
+        if not self.source_is_fixed:
+            # decoding: what was not given on the command line stands at its default
+            default = SignToTextTaskConfig()
+            changed = [name for name in changed if ours[name] != getattr(default, name)]
+        if changed:
+            named = ", ".join(f"task.{name}={ours[name]} (checkpoint: {theirs[name]})" for name in changed)
+            raise OptionError(f"the checkpoint was trained on another source: {named}. Give the checkpoint's options")
         self.source_is_fixed = True
         for name, value in theirs.items():
             setattr(self.cfg, name, value)
@@ -198,33 +209,53 @@ class SignToTextTask(FairseqTask):
         Raises:
             DataError: the manifest or a language is missing or wrong; the message says how to mend it.
         """
+        if combine and split != self.cfg.train_subset:  # fairseq sets it for training, where we have one manifest
+            raise OptionError(
+                "dataset.combine_valid_subsets is not supported: write one manifest, or list several in "
+                "dataset.valid_subset"
+            )
         directory = self._manifest_directory()
         path = directory / f"{split}.tsv"
         if not path.is_file():
             found = ", ".join(sorted(p.stem for p in directory.glob("*.tsv"))) or "none"
             raise DataError(f"{path} does not exist; manifests in {directory}: {found}")
-        rows = read_manifest(path, require_text=task_cfg is None)
-        if not rows:
-            raise DataError(f"{path} has no rows")
+        decoding = task_cfg is not None
+        rows = read_manifest(path, require_text=not decoding)
+        with_text = sum(row.text is not None for row in rows)
+        if 0 < with_text < len(rows):
+            first = next(row.id for row in rows if row.text is None)
+            raise DataError(
+                f"{path}: {len(rows) - with_text} of {len(rows)} rows have no text (first: {first}), so a score would "
+                "leave them out: fill them in, or remove the text column to decode without scores"
+            )
         root = Path(self.cfg.media_root) if self.cfg.media_root else directory
-        self.datasets[split] = SignDataset(
+        dataset = SignDataset(
             rows,
             self._build_source(root),
             encode=self.codec.encode,
             pad=self.codec.dictionary.pad(),
             eos=self.codec.dictionary.eos(),
             language_ids=self._language_ids(rows, path),
-            training=split == self.cfg.train_subset and task_cfg is None,
+            training=split == self.cfg.train_subset and not decoding,
+            decoding=decoding,
             seed=self.cfg.seed,
             max_steps=self.max_source_steps,
         )
-        logger.info("%s: %d rows, %d source steps", path, len(rows), self.datasets[split].source_lengths.sum())
-        if self.ctc_stride is not None and task_cfg is None:
-            self._warn_of_rows_too_short_for_ctc(path, self.datasets[split])
+        logger.info("%s: %d rows, %d source steps", path, len(rows), dataset.source_lengths.sum())
+        if not decoding:
+            check_spelling(path, dataset, self.codec.dictionary.unk())
+            if self.ctc_stride is not None:
+                check_ctc_lengths(path, dataset, self.ctc_stride, self.cfg.augment_speed)
+        self.datasets[split] = dataset
 
     def _language_ids(self, rows, path: Path) -> list[int] | None:
         """The token that starts each row's target, for vocabularies with languages (mBART); else None."""
         if not self.codec.has_languages:
+            if self.cfg.target_lang:
+                raise OptionError(
+                    f"task.target_lang={self.cfg.target_lang}: the vocabulary has no language tokens; leave it out, or "
+                    "choose a vocabulary with languages (mBART: task.codec_languages=mbart_cc25)"
+                )
             return None
         ids = []
         for row in rows:
@@ -234,35 +265,25 @@ class SignToTextTask(FairseqTask):
                     f"{path}: row {row.id} has no text_lang, and the vocabulary marks languages: fill the column "
                     "or set task.target_lang (for example en_XX)"
                 )
-            ids.append(self.codec.language_id(language))
+            try:
+                ids.append(self.codec.language_id(language))
+            except CodecError as error:
+                raise DataError(f"{path}: row {row.id}: {error}") from error
         return ids
-
-    def _warn_of_rows_too_short_for_ctc(self, path: Path, dataset: SignDataset) -> None:
-        """CTC ignores a row with fewer encoder steps than its text needs (zero_infinity): say which, do not hide it."""
-        short, lengths = [], []
-        for row, steps, target in zip(dataset.rows, dataset.source_lengths, dataset.targets, strict=True):
-            shortest = int(steps / (1 + self.cfg.augment_speed)) if dataset.training else int(steps)
-            encoder_steps = -(-shortest // self.ctc_stride)
-            needed = len(target) - 1 + int((target[1:] == target[:-1]).sum())  # a blank between equal neighbours
-            if encoder_steps < needed:
-                short.append(row)
-                lengths.append(encoder_steps)
-        if short:
-            logger.warning(
-                "%s: CTC ignores %d of %d rows: their encoder steps are fewer than their text needs: %s. "
-                "Lower the strides or step_frames, or check the segments",
-                path, len(short), len(dataset), name_rows(short, lengths),
-            )  # fmt: skip
 
     def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
         """Rows within ``max_positions``; the others are an error, or skipped and named where that was asked for."""
+        if dataset.training:
+            # fairseq's trainer asks to ignore them, whatever the user said
+            ignore_invalid_inputs = self.cfg.skip_invalid_size_inputs
         kept, ignored = dataset.filter_indices_by_size(indices, max_positions)
         if ignored:
             message = dataset.limit_message(ignored, max_positions)
             if not ignore_invalid_inputs:
                 raise DataError(
-                    f"{message}. Cut them, raise task.max_source_positions / max_target_positions (and the model's), "
-                    "raise task.step_frames, or set dataset.skip_invalid_size_inputs_valid_test=true to leave them out"
+                    f"{message}. Cut them, raise what limits them (dataset.max_tokens, task.max_source_positions, "
+                    "task.max_target_positions, the model's positions) or task.step_frames, or set "
+                    "dataset.skip_invalid_size_inputs_valid_test=true to leave them out"
                 )
             logger.warning("%s: skipped", message)
         return kept
@@ -271,10 +292,20 @@ class SignToTextTask(FairseqTask):
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         """Builds the model; weights that training starts from (``text_pretrained``) are not read for a checkpoint."""
-        if len(self.codec.dictionary) <= self.codec.dictionary.nspecial:
+        if not self.codec.kind:
+            if from_checkpoint:
+                raise OptionError(
+                    "the checkpoint holds no vocabulary (task_state): it was not trained with slt_plugin; other "
+                    "projects' checkpoints are imported with slt-import-checkpoint"
+                )
             raise OptionError(
-                "task.codec_path is not set: training needs a vocabulary (scripts/train_sentencepiece.py)"
+                "task.codec_path is not set: give the vocabulary (sentencepiece: a .model file, "
+                "scripts/train_sentencepiece.py makes one; gpt2_bpe: a directory with encoder.json, vocab.bpe and "
+                "dict.txt; hf: a tokenizer directory)"
             )
+        if not from_checkpoint:
+            self._manifest_directory()  # fairseq lists it before it asks for a dataset
+            check_best_metric(self.cfg)
         if from_checkpoint and getattr(cfg, "text_pretrained", None):
             cfg = OmegaConf.merge(cfg, {"text_pretrained": None})
         model = super().build_model(cfg, from_checkpoint)
@@ -289,8 +320,13 @@ class SignToTextTask(FairseqTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         output = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-        model.drop_frozen_gradients(update_num, optimizer)
+        model.drop_frozen_gradients(update_num, optimizer)  # so that they do not count in the gradient's norm
         return output
+
+    def optimizer_step(self, optimizer, model, update_num):
+        # once more: summing over ranks turns missing gradients into zeros, and weight decay then moves the weights
+        model.drop_frozen_gradients(update_num, optimizer)
+        super().optimizer_step(optimizer, model, update_num)
 
     def valid_step(self, sample, model, criterion):
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
@@ -299,10 +335,12 @@ class SignToTextTask(FairseqTask):
                 self.codec.decode(best[0]["tokens"])
                 for best in self.inference_step(self.sequence_generator, [model], sample)
             ]
-            logging_output.update(score_counts(hypotheses, sample["texts"]))
+            # a lower-cased model cannot spell capitals: they must not decide which checkpoint is best
+            references = [text.lower() if self.codec.lowercase else text for text in sample["texts"]]
+            logging_output.update(score_counts(hypotheses, references))
             for i, sample_id in enumerate(sample["id"].tolist()):
                 if sample_id < self.cfg.eval_samples:  # the manifest's first rows: the same at every validation
-                    log_sample(sample["row_ids"][i], hypotheses[i], sample["texts"][i])
+                    log_sample(sample["row_ids"][i], hypotheses[i], references[i])
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs, criterion):

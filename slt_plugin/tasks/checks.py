@@ -1,0 +1,89 @@
+"""What task ``sign_to_text`` checks before it trains, so that a mistake is an error and not a wrong number."""
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+from slt_plugin.data.dataset import SignDataset, name_rows
+from slt_plugin.data.errors import DataError
+from slt_plugin.data.pose import PoseAugment
+from slt_plugin.models.errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+POSE_OPTIONS = ("pose_parts", "pose_normalise", *(f"augment_{field.name}" for field in fields(PoseAugment)))
+HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "accuracy": True, "loss": False, "nll_loss": False, "ppl": False}
+MAX_UNKNOWN = 0.1  # share of unknown tokens in the training texts
+
+
+def refuse_pose_options(cfg, default) -> None:
+    """Raises OptionError where options of poses differ from their default: features have no use for them."""
+    given = [f"task.{name}" for name in POSE_OPTIONS if getattr(cfg, name) != getattr(default, name)]
+    if given:
+        raise OptionError(
+            f"task.source=features has no use for {', '.join(given)}: leave them out, or set task.source=pose"
+        )
+
+
+def check_best_metric(cfg) -> None:
+    """Raises OptionError where the best checkpoint would be chosen by nothing, or would be the worst."""
+    metric, maximize = cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric
+    if metric in ("bleu", "chrf") and not cfg.eval_bleu:
+        raise OptionError(
+            f"task.eval_bleu=false leaves no {metric} to choose the best checkpoint by: set "
+            "checkpoint.best_checkpoint_metric=loss checkpoint.maximize_best_checkpoint_metric=false"
+        )
+    if HIGHER_IS_BETTER.get(metric, maximize) != maximize:
+        raise OptionError(
+            f"checkpoint.best_checkpoint_metric={metric} needs checkpoint.maximize_best_checkpoint_metric="
+            f"{str(not maximize).lower()}, or the worst model is kept"
+        )
+
+
+def check_spelling(path: Path, dataset: SignDataset, unk: int) -> None:
+    """Warns of texts that the vocabulary cannot spell, which would train on <unk> without a word.
+
+    Raises:
+        DataError: more than MAX_UNKNOWN of the tokens are unknown.
+    """
+    counts = [int((target == unk).sum()) for target in dataset.targets]
+    share = sum(counts) / max(1, int(dataset.target_lengths.sum()))
+    if not share:
+        return
+    rows = [row for row, count in zip(dataset.rows, counts, strict=True) if count]
+    message = (
+        f"{path}: the vocabulary cannot spell {share:.1%} of the tokens, in {len(rows)} of {len(dataset)} rows, "
+        f"for example {rows[0].id}: {rows[0].text!r}"
+    )
+    if share > MAX_UNKNOWN:
+        raise DataError(f"{message}. Check task.codec_path, and that task.lowercase is as in its training")
+    logger.warning("%s: they are trained and decoded as unknown", message)
+
+
+def check_ctc_lengths(path: Path, dataset: SignDataset, stride: int, augment_speed: float) -> None:
+    """Names the rows that CTC ignores (zero_infinity), having fewer encoder steps than their text needs.
+
+    Args:
+        stride: source steps per encoder step.
+        augment_speed: training clips are played up to 1 + this times as fast.
+
+    Raises:
+        DataError: all rows would be ignored.
+    """
+    short, lengths = [], []
+    for row, steps, target in zip(dataset.rows, dataset.source_lengths, dataset.targets, strict=True):
+        shortest = int(steps / (1 + augment_speed)) if dataset.training else int(steps)
+        encoder_steps = -(-shortest // stride)
+        needed = len(target) - 1 + int((target[1:] == target[:-1]).sum())  # a blank between equal neighbours
+        if encoder_steps < needed:
+            short.append(row)
+            lengths.append(f"{encoder_steps} steps, {needed} needed")
+    if not short:
+        return
+    message = (
+        f"{path}: CTC ignores {len(short)} of {len(dataset)} rows, whose encoder steps are fewer than their text "
+        f"needs: {name_rows(short, lengths)}. Lower the strides or task.step_frames, or check the segments"
+    )
+    if len(short) == len(dataset):
+        raise DataError(message)
+    logger.warning(message)
