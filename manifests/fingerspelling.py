@@ -31,6 +31,7 @@ from fingerspelling_synthesis import FPS, CorpusError, render_shard
 from fingerspelling_texts import WORD_LIST, Sentence, Vocabulary, build_vocabularies, compose
 from tqdm import tqdm
 
+from slt_plugin.common.files import atomic_open
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row, write_manifest
 
@@ -162,9 +163,8 @@ def claim_folder(out: Path, description: dict, overwrite: bool) -> None:
     elif any(path.exists() for path in ours):
         raise CorpusError(f"{out} has manifests or poses but no corpus.json: choose another --out, or add --overwrite")
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / ".corpus.json.tmp"
-    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(record)
+    with atomic_open(record) as file:
+        file.write((json.dumps(description, indent=2) + "\n").encode("utf-8"))
 
 
 def _changes(record: Path, description: dict) -> str:

@@ -9,13 +9,13 @@ import csv
 import importlib.util
 import itertools
 import logging
-import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from slt_plugin.common.files import atomic_open
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.landmarks import header_indices, part_names
 
@@ -215,13 +215,8 @@ def render(language: Language, words: list[list[str]], rng: np.random.Generator)
 def render_shard(language_of: dict[str, Language], jobs: list[tuple], path: Path) -> list[int]:
     """Write the sentences of `jobs`, (random seed, sign language, words) each, one after another; their lengths."""
     poses = [render(language_of[lang], words, np.random.default_rng(seed)) for seed, lang, words in jobs]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, np.concatenate(poses))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_open(path) as file:
+        np.save(file, np.concatenate(poses))
     return [len(pose) for pose in poses]
 
 

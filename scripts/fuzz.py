@@ -45,7 +45,7 @@ from slt_plugin.data.errors import DataError
 from slt_plugin.data.landmarks import PARTS
 from slt_plugin.data.manifest import ManifestError, Row, read_manifest, write_manifest
 from slt_plugin.data.pose import PoseAugment, PoseOptions
-from slt_plugin.data.segments import END_SLACK
+from slt_plugin.data.segments import END_SLACK, FPS_TOLERANCE
 from slt_plugin.data.sources import FeatureSource, PoseSource, Source, inspect_media
 
 Draw = Callable  # data.draw of hypothesis: takes a strategy
@@ -54,11 +54,11 @@ SECONDS = 10  # a case that takes longer is a finding
 MEMORY = 4 << 30  # bytes of address space that a run may take on top: what a garbled header claims must not be believed
 LONGEST_MESSAGE = 6000
 CHANNELS = 8  # of the feature files
-# What makes a message usable: what to do, what was expected, or which other line or number contradicts this one
+# What makes a message usable: a clause that begins with what to do, or the name that was meant
 REMEDY = re.compile(
-    "expected|remove|save|convert|correct|choose|check|write|copy|extract|again|make|add |use |give|leave|must|need|"
-    "keep|replace|point the|estimate|run |known columns|did you mean|required|not above|not after|not a |"
-    "already the id of line|but the header has|is there [0-9]"
+    r"(?:[;:,.?] |\(|\b(?:or|and) )(?:add|check|choose|convert|copy|correct|estimate|extract|fill it in|give|keep|"
+    r"leave|make|point the|remove|replace|run|save|set|use|write)\b|did you mean '",
+    re.IGNORECASE,
 )
 
 
@@ -227,9 +227,12 @@ def check_source(source: Source, row: Row, folder: Path, *, inspect_may_refuse: 
             raise Finding("finite", f"NaN or infinite values in the result of {row}")
     if tensor is None:
         return None
-    # the row's times are believed without opening the file; an end up to END_SLACK seconds past the file's is cut
-    slack = math.ceil(END_SLACK * row.fps) if row.fps and row.end is not None and row.num_frames is None else 0
-    if steps is None or not len(tensor) <= steps <= len(tensor) + slack:
+    # the row's times and rate are believed without opening the file: its own rate may be another by FPS_TOLERANCE,
+    # and an end up to END_SLACK seconds past the file's is cut
+    timed = row.fps and row.end is not None
+    rounding = math.ceil(FPS_TOLERANCE * len(tensor)) if timed else 0
+    slack = math.ceil(END_SLACK * row.fps) if timed and row.num_frames is None else 0
+    if steps is None or not len(tensor) - rounding <= steps <= len(tensor) + rounding + slack:
         raise Finding("num_steps", f"num_steps gives {steps}, load {len(tensor)} steps for {row}")
     if (media is None and not inspect_may_refuse) or trained is None:
         what = "inspect_media" if media is None else "load for training"

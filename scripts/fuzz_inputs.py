@@ -198,7 +198,10 @@ def write_openpose(rng: Random, path: Path) -> None:
 
 
 def write_npy(rng: Random, path: Path, shape: tuple[int, ...]) -> None:
-    data = npy_bytes(nasty_array(rng, shape))
+    array = nasty_array(rng, shape)
+    if array.ndim == 3 and array.shape[2] == 3 and array.dtype.kind == "f" and rng.random() < 0.8:
+        array[..., 2] = np.minimum(array[..., 2], 1)  # confidences, but for the others, as of x, y, z
+    data = npy_bytes(array)
     path.write_bytes(mutate_bytes(rng, data, head=128) if rng.random() < 0.5 else data)
 
 

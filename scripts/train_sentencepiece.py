@@ -10,13 +10,13 @@ counts these four. The same texts and options give the same bytes: nothing is sa
 
 import argparse
 import io
-import os
 import re
 import sys
 from pathlib import Path
 
 import sentencepiece
 
+from slt_plugin.common.files import atomic_open
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest
 
@@ -80,16 +80,6 @@ def vocab_lines(model: bytes) -> str:
     return "".join(f"{piece}\t{score:g}\n" for piece, score in rows)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a SentencePiece vocabulary on the texts of manifests.")
     parser.add_argument("manifests", nargs="+", type=Path, help="manifests with a text column (training split)")
@@ -132,8 +122,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         prefix = Path(arguments.out)
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(prefix.with_name(f"{prefix.name}.model"), model)
-        write_atomically(prefix.with_name(f"{prefix.name}.vocab"), vocab_lines(model).encode("utf-8"))
+        for suffix, content in ((".model", model), (".vocab", vocab_lines(model).encode("utf-8"))):
+            with atomic_open(prefix.with_name(prefix.name + suffix)) as file:
+                file.write(content)
     except (DataError, TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -54,12 +54,17 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
+def train(corpus: Path, run: Path, *overrides: str, check: bool = True):
+    options = (f"task.data={corpus}", f"task.codec_path={corpus}/char.model", f"checkpoint.save_dir={run}",
+               "dataset.num_workers=0", 'model.pose_strides="1,1"', "lr_scheduler.warmup_updates=1",
+               "+model.encoder_layers=1", "+model.decoder_layers=1")  # fmt: skip
+    return run_command("slt-finetune", "--config-name", "fingerspelling_pose", *options, *overrides, check=check)
+
+
 def test_sentences_train_and_every_row_is_scored(corpus, tmp_path):
-    options = (f"task.data={corpus}", f"task.codec_path={corpus}/char.model", f"checkpoint.save_dir={tmp_path}/run",
-               "task.pose_normalise=none", "task.pose_parts=body", "optimization.max_update=6", "dataset.num_workers=0",
-               "lr_scheduler.warmup_updates=1", "+model.encoder_layers=1", "+model.decoder_layers=1")  # fmt: skip
-    run_command("slt-finetune", "--config-name", "fingerspelling_pose", *options)
-    run_command("slt-evaluate", f"checkpoint={tmp_path}/run/checkpoint_best.pt", f"data={corpus}",
+    run = tmp_path / "run"
+    train(corpus, run, "task.pose_normalise=none", "task.pose_parts=body", "optimization.max_update=6")
+    run_command("slt-evaluate", f"checkpoint={run}/checkpoint_best.pt", f"data={corpus}",
                 f"results={tmp_path}/results", "generation.max_len_b=20", "dataset.num_workers=0")  # fmt: skip
     rows = len((corpus / "test.tsv").read_text().splitlines()) - 1
     assert rows > 10
@@ -67,8 +72,6 @@ def test_sentences_train_and_every_row_is_scored(corpus, tmp_path):
 
 
 def test_clips_without_shoulders_are_refused_where_shoulders_normalise(corpus, tmp_path):
-    result = run_command("slt-finetune", "--config-name", "fingerspelling_pose", f"task.data={corpus}",
-                         f"task.codec_path={corpus}/char.model", f"checkpoint.save_dir={tmp_path}/run",
-                         "dataset.num_workers=0", check=False)  # fmt: skip
+    result = train(corpus, tmp_path / "run", check=False)
     assert result.returncode == 1
     assert "no frame shows both shoulders" in result.stderr.splitlines()[-1]

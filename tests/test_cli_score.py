@@ -190,7 +190,7 @@ def test_plain_files(tmp_path, capsys):
 
 def test_unknown_metric_is_found_before_reading(tmp_path, capsys):
     err = refused(capsys, tmp_path / "not_there.jsonl", "--metrics", "bleu4,crf")
-    assert "unknown metric 'crf' (did you mean 'chrf'?)" in err
+    assert "unknown metric 'crf'; did you mean 'chrf'?" in err
     assert "word_accuracy" in err
     assert "no metric given" in refused(capsys, tmp_path / "not_there.jsonl", "--metrics", ",")
 

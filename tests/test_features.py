@@ -77,13 +77,13 @@ def test_ranks(tmp_path, shape, suffix):
         np.save(path, np.ones(shape))
     else:
         torch.save(torch.ones(shape), path)
-    with pytest.raises(FeatureError, match=r"expected features of shape \(steps, channels\)"):
+    with pytest.raises(FeatureError, match=r"save features of shape \(steps, channels\)"):
         read(path)
 
 
 def test_unsupported_kinds(tmp_path):
     for name in ("a.mp4", "a", "a.npz"):
-        with pytest.raises(FeatureError, match=rf"{name}: .* expected \.npy or \.pt"):
+        with pytest.raises(FeatureError, match=rf"{name}: .* give \.npy or \.pt"):
             open_features(tmp_path / name)
 
 
@@ -183,5 +183,5 @@ def test_refused_copies(tmp_path):
     with pytest.raises(FeatureError, match=r"no folder 0, 1, \.\.\."):
         feature_copies(tmp_path / "{epoch}" / "a.pt")
     for path in (tmp_path / "e{epoch}" / "a.pt", tmp_path / "{epoch}" / "{epoch}" / "a.pt"):
-        with pytest.raises(FeatureError, match="must be one whole folder name"):
+        with pytest.raises(FeatureError, match="once, as a whole folder name"):
             feature_copies(path)

@@ -41,7 +41,7 @@ def test_a_hundred_cases(tmp_path, target, cases):
         ("clip.pose", fuzz_inputs.pose_bytes(0.0)),
         ("clip.json", json.dumps(fuzz_inputs.mmpose_frames()).encode()),
         ("clip/a_000000000000_keypoints.json", json.dumps(fuzz_inputs.openpose_frame(0)).encode()),
-        ("clip.npy", fuzz_inputs.npy_bytes(np.ones((3, 51, 3)) * np.arange(51)[:, None])),
+        ("clip.npy", fuzz_inputs.npy_bytes(np.ones((3, 51, 3)) * np.arange(51)[:, None] / 51)),
     ],
 )
 def test_unmutated_material_is_accepted(tmp_path, name, data):
@@ -101,6 +101,37 @@ def test_unusable_errors_are_findings(error, message):
 
     with pytest.raises(Finding, match=message):
         outcome(call, ["row-7", "clip.npy"])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "it does not work again",
+        "'x' is not a number",
+        "no pose was given",
+        "in the address book",
+        "expected (4, 51), got (4, 50)",
+        "the writer, but removed",
+        "it was set up and used",
+    ],
+)
+def test_no_remedy(message):
+    assert not fuzz.REMEDY.search(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "broken; remove the row",
+        "broken: Give 4 numbers",
+        "it lacks a column (add it)",
+        "correct start, or remove the row",
+        "unknown column; did you mean 'text'?",
+        "is the third value z? save x, y, confidence",
+    ],
+)
+def test_remedy(message):
+    assert fuzz.REMEDY.search(message)
 
 
 def test_usable_errors_and_results_are_not(monkeypatch):

@@ -35,8 +35,9 @@ def test_part_names_keep_the_given_order():
     [
         (["lefthand"], "'left_hand'"),
         (["body", "body"], "twice"),
-        ([], "no landmark parts"),
-        (["zz"], "body, left_hand"),
+        ([], r"task\.pose_parts is empty"),
+        (["zz"], "'zz'. Choose some of body, left_hand"),
+        ([""], "''. Choose some of body, left_hand"),
     ],
 )
 def test_part_names_refuse(parts, said):

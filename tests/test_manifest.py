@@ -108,11 +108,15 @@ def test_end_must_follow_start(tmp_path):
     table = "id\tpath\tstart\tend\n1\ta\t2\t2\n2\ta\t2\t1.5\n3\ta\t2\t2.5\n4\ta\t\t1\n5\ta\t7\t\n"
     found = problems(tmp_path, table)
     assert [(line, column) for line, column, _ in found] == [(2, "end"), (3, "end")]
-    assert found[1][2] == "end 1.5 is not after start 2"
+    assert found[1][2] == "end 1.5 is not after start 2: correct one of them"
 
 
 def test_duplicate_ids_name_the_first_line(tmp_path):
-    assert one_problem(tmp_path, "id\tpath\nx\ta\ny\tb\nx\tc\n") == (4, "id", "'x' is already the id of line 2")
+    assert one_problem(tmp_path, "id\tpath\nx\ta\ny\tb\nx\tc\n") == (
+        4,
+        "id",
+        "'x' is already the id of line 2: give each row its own",
+    )
 
 
 @pytest.mark.parametrize(("row", "column"), [("\ta", "id"), ("1\t", "path"), ("  \ta", "id")])
@@ -125,14 +129,14 @@ def test_unknown_column_suggests_a_near_miss(tmp_path):
     assert (line, column) == (1, "Texts")
     assert "'text'" in reason
     assert "'num_frames'" in one_problem(tmp_path, "id\tpath\tNUM_FRAMES\n1\ta\t3\n")[2]
-    assert "known columns: id, path" in one_problem(tmp_path, "id\tpath\tweather\n1\ta\tb\n")[2]
+    assert "remove it (known columns: id, path" in one_problem(tmp_path, "id\tpath\tvideo_quality\n1\ta\tb\n")[2]
 
 
 def test_header_problems_do_not_hide_the_rows(tmp_path):
     found = problems(tmp_path, "id\tfps\tfps\n1\t-3\t25\n")
     assert [(line, column) for line, column, _ in found] == [(1, "fps"), (1, "path"), (2, "fps")]
     assert "2 times" in found[0][2]
-    assert found[1][2] == "required column is missing"
+    assert found[1][2] == "required column is missing: add it"
 
 
 @pytest.mark.parametrize("column", ["id", "path"])
@@ -149,7 +153,7 @@ def test_no_header_points_to_convert(tmp_path):
 def test_wrong_number_of_cells(tmp_path):
     found = problems(tmp_path, "id\tpath\ttext\n1\ta\tb\tc\n2\ta\n\n")
     assert [line for line, _, _ in found] == [2, 3, 4]
-    assert "4 cells, but the header has 3 (a tab inside a cell?)" in found[0][2]
+    assert "4 cells, but the header has 3: remove tabs inside a cell" in found[0][2]
     assert "2 cells" in found[1][2]
     assert "empty line" in found[2][2]
 
@@ -215,7 +219,7 @@ def test_long_lists_show_twenty_and_count_the_rest(tmp_path):
     lines = str(caught.value).split("\n")
     assert len(caught.value.problems) == 45
     assert lines[0].endswith("45 problems:")
-    assert lines[1] == "  line 2, column fps: 'x' is not a number (expected something like 12.5)"
+    assert lines[1] == "  line 2, column fps: 'x' is not a number: write it like 12.5"
     assert len(lines) == 22
     assert lines[-1] == "  ... and 25 more"
 
@@ -238,7 +242,7 @@ BAD_ROWS = [
     (Row(id="x", path="a", box=(0.0, 0.0, 2.0, 1.0)), "leaves [0, 1]"),
     (Row(id="x", path="a", num_frames=2.5), "float"),
     (Row(id="x", path="a", start="soon"), "soon"),
-    (Row(id="x", path=Path("a")), "expected a string"),
+    (Row(id="x", path=Path("a")), "is not a string: convert it"),
     (Row(id="x", path="a", text="\udc80"), "not UTF-8"),
     (Row(id="first", path="a"), "already the id of line 2"),
 ]

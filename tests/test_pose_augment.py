@@ -149,5 +149,5 @@ def test_landmark_drop_marks_landmarks_missing():
     ],
 )
 def test_refused_options(name, value):
-    with pytest.raises(PoseError, match=f"augmentation {name}="):
+    with pytest.raises(PoseError, match=rf"task\.augment_{name}=.*: give a number from 0 up"):
         PoseAugment(**{name: value})

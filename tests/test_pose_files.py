@@ -140,6 +140,27 @@ def test_npy_without_confidence_takes_the_origin_for_missing(tmp_path):
     assert np.argwhere(read_body(tmp_path / "a.npy")[..., 2] == 0).tolist() == [[3, 5]]
 
 
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
+@pytest.mark.parametrize(("low", "high"), [(-0.4, 0.4), (0.0, 300.0), (-0.05, 0.0), (-1.0, 1.0)])
+def test_a_third_column_of_depths_is_refused(tmp_path, dtype, low, high):
+    pose = random_pose(6, 51)
+    pose[..., 2] = np.linspace(low, high, 6 * 51).reshape(6, 51)
+    np.save(tmp_path / "a.npy", pose.astype(dtype))
+    said = r"a\.npy: the third column .* is the third value z\? save x, y, confidence, or \(T, points, 2\)"
+    with pytest.raises(PoseError, match=said):
+        read_body(tmp_path / "a.npy")
+
+
+def test_confidences_are_judged_as_far_as_they_are_read(tmp_path):
+    pose = random_pose(6, 51)
+    pose[3, 5, 2], pose[4, 5, 2] = 1.02, -1e-5  # as interpolation gives them
+    pose[5, 5, 2] = pose[3, 40, 2] = -3
+    np.save(tmp_path / "a.npy", pose)
+    assert read_body(tmp_path / "a.npy", 0, 5)[3, 5, 2] == np.float32(1.02)
+    with pytest.raises(PoseError, match="values from -3 to 1"):
+        read_body(tmp_path / "a.npy", 0, 6)
+
+
 @pytest.mark.parametrize("shape", [(), (51,), (4, 51), (4, 51, 4), (1, 4, 51, 3)])
 def test_npy_of_another_shape(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.ones(shape, np.float32))
@@ -149,16 +170,16 @@ def test_npy_of_another_shape(tmp_path, shape):
 
 def test_npy_of_an_unknown_layout_names_the_file(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 50, 3), np.float32))
-    with pytest.raises(PoseError, match=r"a\.npy: 50 points are no known landmark layout; expected 543"):
+    with pytest.raises(PoseError, match=r"a\.npy: 50 points are no known landmark layout; save arrays of 543"):
         read_body(tmp_path / "a.npy")
 
 
 def test_unsupported_kinds_list_the_supported_ones(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     (tmp_path / "plain").write_bytes(b"x")
-    with pytest.raises(PoseError, match=r"a\.mp4: \.mp4 is not a supported pose; expected \.pose, \.npy"):
+    with pytest.raises(PoseError, match=r"a\.mp4: \.mp4 is not a supported pose; give \.pose, \.npy"):
         open_pose(tmp_path / "a.mp4")
-    with pytest.raises(PoseError, match=r"plain: .* expected \.pose"):
+    with pytest.raises(PoseError, match=r"plain: .* give \.pose"):
         open_pose(tmp_path / "plain")
 
 

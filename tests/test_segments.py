@@ -65,9 +65,13 @@ def test_known_frames():
 def test_agreed_fps():
     assert agreed_fps(None, None) is None
     assert agreed_fps(None, 24.0) == agreed_fps(24.0, None) == 24.0
-    assert agreed_fps(30.0, 29.97) == 30.0
+    assert agreed_fps(30.0, 29.97) == 29.97
     with pytest.raises(DataError, match=r"recorded at 29\.97 fps, but fps=25 is given"):
         agreed_fps(25.0, 29.97)
+    # whole numbers: .pose before version 0.2
+    assert agreed_fps(29.97, 29) == agreed_fps(29.97, 30) == 29.97
+    with pytest.raises(DataError, match="recorded at 29 fps, but fps=30 is given"):
+        agreed_fps(30.0, 29)
 
 
 def test_check_num_frames():
@@ -77,6 +81,11 @@ def test_check_num_frames():
     for found in (99, 101):
         with pytest.raises(DataError, match=f"num_frames is 100, but {found} frames were read; correct it"):
             check_num_frames(whole, found, 25)
+    long = Row("a", "a.pose", start=0.0, end=3600.0, num_frames=108_000)  # counted at 30 fps
+    check_num_frames(long, 107_892, 29.97)
+    check_num_frames(Row("a", "a.pose", start=0.0, num_frames=108_000), 106_920, 29.97)  # 1 %
+    with pytest.raises(DataError, match="num_frames is 108000, but 109100 frames were read"):
+        check_num_frames(long, 109_100, 29.97)
     part = Row("a", "a.npy", start=1.0, end=5.0, num_frames=100)
     for found in (75, 99, 101):  # one frame of rounding, one second cut at the file's end
         check_num_frames(part, found, 25)

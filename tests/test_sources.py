@@ -12,7 +12,7 @@ from pose_helpers import random_pose, write_mmpose, write_openpose, write_pose
 
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.features import FeatureError
-from slt_plugin.data.landmarks import PoseError
+from slt_plugin.data.landmarks import MMPOSE_133, PoseError
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.pose import PoseAugment, PoseOptions
 from slt_plugin.data.sources import FeatureSource, PoseSource, inspect_media
@@ -53,6 +53,20 @@ def test_pose_steps_are_what_load_gives(media, row, step):
     assert source.channels == 153
     # an end past the file is known only when the file is opened
     assert source.num_steps(row) == (math.ceil(38 / step) if row.id == "npy-past" else len(out))
+
+
+def test_the_files_own_frame_rate_decides(tmp_path):
+    """A manifest that says 30 where the file has 29.97 would be 108 frames late after an hour."""
+    pose = np.ones((108_300, 7, 3), dtype=np.float32)
+    pose[:, 0, 0] = np.arange(len(pose))  # the nose's x is the frame number
+    write_pose(tmp_path / "a.pose", pose, (("BODY", MMPOSE_133[0][1][:7]),), fps=29.97)
+    source = PoseSource(tmp_path, PoseOptions(("body",), normalise="none"))
+    late = source.load(Row("late", "a.pose", start=3600.0, end=3610.0, fps=30.0, num_frames=300))
+    assert (late[0, 0], len(late)) == (round(3600 * 29.97), 300)
+    hour = Row("hour", "a.pose", start=0.0, end=3600.0, fps=30.0, num_frames=108_000)
+    assert (source.num_steps(hour), len(source.load(hour))) == (108_000, 107_892)  # planned with the row, then read
+    with pytest.raises(DataError, match=r"recorded at 29\.97 fps, but fps=30\.4 is given"):
+        source.load(Row("wrong", "a.pose", start=0.0, end=1.0, fps=30.4))
 
 
 @pytest.mark.parametrize("path", ["f.npy", "f.pt"])
@@ -139,8 +153,8 @@ def test_maps_survive_a_fork(media):
     ("row", "said"),
     [
         (Row("R", "gone.npy"), r"gone\.npy: no such file or folder; correct"),
-        (Row("R", "f.pt"), r"f\.pt: \.pt is not a supported pose; expected"),
-        (Row("R", "f.npy"), r"f\.npy: array of shape \(100, 8\).*feature source"),
+        (Row("R", "f.pt"), r"f\.pt: \.pt is not a supported pose; give"),
+        (Row("R", "f.npy"), r"f\.npy: array of shape \(100, 8\).*task\.source=features"),
         (Row("R", "a.npy", start=1.0, end=2.0), r"a\.npy: .*add an fps column"),
         (Row("R", "a.npy", start=9.0, end=10.0, fps=25.0), r"a\.npy: .*lies past.*correct"),
         (Row("R", "a.npy", num_frames=99), r"a\.npy: num_frames is 99, but 100 frames were read; correct"),
@@ -164,8 +178,8 @@ def test_pose_errors(media, row, said):
     ("row", "said"),
     [
         (Row("R", "gone.pt"), r"gone\.pt: no such file or folder; correct"),
-        (Row("R", "a.mp4"), r"a\.mp4: .*expected \.npy or \.pt"),
-        (Row("R", "a.npy"), r"a\.npy: array of shape \(100, 137, 3\); expected features"),
+        (Row("R", "a.mp4"), r"a\.mp4: .*give \.npy or \.pt"),
+        (Row("R", "a.npy"), r"a\.npy: array of shape \(100, 137, 3\); save features"),
         (Row("R", "wide.npy"), r"wide\.npy: 9 channels, but the model is set up for 8; set task\.feature_channels"),
         (Row("R", "empty.pt"), r"empty\.pt: .*has no frames"),
         (Row("R", "f.npy", num_frames=7), r"f\.npy: num_frames is 7, but 100"),
@@ -188,7 +202,7 @@ def test_a_segment_of_no_frames_names_the_row():
 
 @pytest.mark.parametrize("options", [{"channels": 0}, {"channels": 8, "step": 0}, {"channels": 2.5}])
 def test_refused_feature_options(options):
-    with pytest.raises(FeatureError, match="expected a whole number from 1 up"):
+    with pytest.raises(FeatureError, match=r"^task\.(feature_channels|step_frames)=.*: give a whole number from 1 up"):
         FeatureSource("/none", **options)
 
 
@@ -213,7 +227,7 @@ def test_inspect_tells_kind_length_rate_and_shape(media):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.npz", "a.txt"])
 def test_inspect_lists_all_supported_kinds(media, name):
-    with pytest.raises(DataError, match=r"row 'R': .* is not a supported kind of media; expected poses .*\.pose.*\.pt"):
+    with pytest.raises(DataError, match=r"row 'R': .* is not a supported kind of media; give poses .*\.pose.*\.pt"):
         inspect_media(Row("R", name), media)
 
 

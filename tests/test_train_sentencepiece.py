@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_failed_write_leaves_no_half_file(manifest, capsys, monkeypatch):
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train_sentencepiece.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     assert run(manifest, "--vocab-size", "42") == 1
     assert "No space left" in capsys.readouterr().err
     assert (manifest.parent / "spm.model").read_bytes() == before

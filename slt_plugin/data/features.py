@@ -45,7 +45,7 @@ def feature_copies(path: Path) -> list[Path]:
         return [path]
     parts = path.parts
     if parts.count(_EPOCH) != 1 or str(path).count(_EPOCH) != 1:
-        raise FeatureError(f"{path}: {_EPOCH} must be one whole folder name, as in features/{_EPOCH}/abcde/abcdef.pt")
+        raise FeatureError(f"{path}: write {_EPOCH} once, as a whole folder name: features/{_EPOCH}/abcde/abcdef.pt")
     at = parts.index(_EPOCH)
     folder = Path(*parts[:at])
     try:
@@ -75,9 +75,9 @@ def open_features(path: Path) -> np.ndarray:
     elif suffix == ".pt":
         array = _load_pt(path)
     else:
-        raise FeatureError(f"{path}: {suffix or 'no suffix'} is not a supported kind of features; expected {KINDS}")
+        raise FeatureError(f"{path}: {suffix or 'no suffix'} is not a supported kind of features; give {KINDS}")
     if array.ndim != 2:
-        raise FeatureError(f"{path}: array of shape {array.shape}; expected features of shape (steps, channels)")
+        raise FeatureError(f"{path}: array of shape {array.shape}; save features of shape (steps, channels)")
     return array
 
 

@@ -16,12 +16,12 @@ of the pose-format library. Both columns were compared on one video read by both
 Estimated depth (z) and MediaPipe's POSE_WORLD_LANDMARKS are not used.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
 
+from slt_plugin.common.messages import did_you_mean
 from slt_plugin.data.errors import DataError
 
 
@@ -200,14 +200,13 @@ def part_names(parts: Iterable[str]) -> tuple[str, ...]:
     parts = tuple(parts)
     choices = ", ".join(PARTS)
     if not parts:
-        raise PoseError(f"no landmark parts chosen; choose some of {choices}")
+        raise PoseError(f"task.pose_parts is empty; choose some of {choices}")
     for i, part in enumerate(parts):
         if part not in PARTS:
-            near = difflib.get_close_matches(str(part), PARTS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PoseError(f"unknown landmark part {part!r}{hint} Choose some of {choices}")
+            hint = did_you_mean(part, PARTS)
+            raise PoseError(f"task.pose_parts: unknown landmark part {part!r}{hint or '.'} Choose some of {choices}")
         if part in parts[:i]:
-            raise PoseError(f"landmark part {part!r} is given twice in {list(parts)}")
+            raise PoseError(f"task.pose_parts has {part!r} twice in {','.join(parts)}; remove one of them")
     return tuple(name for part in parts for name in PARTS[part])
 
 
@@ -226,8 +225,8 @@ def header_indices(components: Sequence[tuple[str, Sequence[str]]], names: Seque
         offset += len(points)
     if _COMPONENTS.isdisjoint(component for component, _ in components):
         raise PoseError(
-            f"no known component among {[component for component, _ in components]}; expected MediaPipe Holistic "
-            "(POSE_LANDMARKS, ...), OpenPose (pose_keypoints_2d, ...) or COCO wholebody (BODY, ...) components"
+            f"no known component among {[component for component, _ in components]}; use poses with the components of "
+            "MediaPipe Holistic (POSE_LANDMARKS, ...), OpenPose (pose_keypoints_2d, ...) or COCO wholebody (BODY, ...)"
         )
     found = (next((positions[pair] for pair in _SPELLINGS[name] if pair in positions), -1) for name in names)
     return np.fromiter(found, dtype=np.int64, count=len(names))
@@ -250,6 +249,6 @@ def _layout_indices(num_points: int, names: tuple[str, ...]) -> np.ndarray:
         order = {name: i for i, name in enumerate(part_names(_CANONICAL_LAYOUTS[num_points]))}
         indices = np.array([order.get(name, -1) for name in names], dtype=np.int64)
     else:
-        raise PoseError(f"{num_points} points are no known landmark layout; expected {_LAYOUT_NOTES}")
+        raise PoseError(f"{num_points} points are no known landmark layout; save arrays of {_LAYOUT_NOTES}")
     indices.flags.writeable = False  # shared by every caller
     return indices

@@ -1,15 +1,15 @@
 """The corpus manifest: one tab-separated file with a header, one row a clip (format: manifests/README.md)."""
 
-import difflib
 import math
 import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from slt_plugin.common.files import atomic_open
+from slt_plugin.common.messages import did_you_mean
 from slt_plugin.data.errors import DataError
 
 SHOWN_PROBLEMS = 20
@@ -87,42 +87,42 @@ def _name(cell: str) -> str:
 
 def _number(cell: str) -> float:
     if not _NUMBER.fullmatch(cell):
-        raise ValueError(f"{_show(cell)} is not a number (expected something like 12.5)")
+        raise ValueError(f"{_show(cell)} is not a number: write it like 12.5")
     value = float(cell)
     if not math.isfinite(value):
-        raise ValueError(f"{_show(cell)} is too large: expected a finite number")
+        raise ValueError(f"{_show(cell)} is too large: write a finite number")
     return value
 
 
 def _start(cell: str) -> float:
     value = _number(cell)
     if value < 0:
-        raise ValueError(f"start {cell} is negative (expected seconds from the beginning of the media file)")
+        raise ValueError(f"start {cell} is negative: give seconds from the beginning of the media file")
     return value
 
 
 def _positive(cell: str) -> float:
     value = _number(cell)
     if value <= 0:
-        raise ValueError(f"{cell} is not above 0")
+        raise ValueError(f"{cell} is not above 0: correct it, or leave the cell empty")
     return value
 
 
 def _count(cell: str) -> int:
     if not _WHOLE.fullmatch(cell) or int(cell) == 0:
-        raise ValueError(f"{_show(cell)} is not a whole number above 0")
+        raise ValueError(f"{_show(cell)} is not a whole number above 0: correct it, or leave the cell empty")
     return int(cell)
 
 
 def _box(cell: str) -> tuple[float, float, float, float]:
     parts = cell.split(",")
     if len(parts) != 4:
-        raise ValueError(f"{_show(cell)} has {len(parts)} numbers, expected 4: x0,y0,x1,y1")
+        raise ValueError(f"{_show(cell)} has {len(parts)} numbers: give 4, x0,y0,x1,y1")
     x0, y0, x1, y1 = map(_number, parts)
     if min(x0, y0, x1, y1) < 0 or max(x0, y0, x1, y1) > 1:
-        raise ValueError(f"{cell} leaves [0, 1] (expected x0,y0,x1,y1 as parts of the width and height)")
+        raise ValueError(f"{cell} leaves [0, 1]: give x0,y0,x1,y1 as parts of the width and height")
     if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"{cell} is empty (expected x0 < x1 and y0 < y1)")
+        raise ValueError(f"{cell} is empty: give x0 < x1 and y0 < y1")
     return x0, y0, x1, y1
 
 
@@ -191,22 +191,8 @@ def write_manifest(path: str | os.PathLike, rows: Iterable[Row]) -> None:
         problems.append(Problem(None, None, f"cannot be written: make the folder {path.parent} first"))
     if problems:
         raise ManifestError(path, problems)
-    _replace_file(path, data)
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` through a temporary file in the same folder, synced to disk before the rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    with atomic_open(path) as file:
+        file.write(data)
 
 
 def resolve_path(row: Row, root: str | os.PathLike) -> Path:
@@ -227,7 +213,7 @@ def _format(column: str, value: object) -> str:
     if column == "box":
         return ",".join(repr(float(side)) for side in value)
     if not isinstance(value, str):
-        raise TypeError(f"expected a string, got {value!r}")
+        raise TypeError(f"{value!r} is not a string: convert it")
     if any(char in value for char in "\t\n\r"):
         raise ValueError(f"tab or line break inside {_show(value)}: replace it by a space")
     return value
@@ -235,7 +221,7 @@ def _format(column: str, value: object) -> str:
 
 def _parse(data: bytes, require_text: bool) -> tuple[list[Row], list[Problem]]:
     if not data.strip():
-        return [], [Problem(None, None, f"the file is empty (expected a header line with {', '.join(REQUIRED)})")]
+        return [], [Problem(None, None, f"the file is empty: write a header line with {', '.join(REQUIRED)} and rows")]
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return [], [Problem(1, None, "the file is UTF-16: save it as UTF-8 without a byte order mark")]
     lines, problems = decode_lines(data)
@@ -243,8 +229,8 @@ def _parse(data: bytes, require_text: bool) -> tuple[list[Row], list[Problem]]:
     names = lines[0].split("\t") if lines[0] is not None else []
     if not set(names) & set(REQUIRED):
         reason = (
-            f"no header (expected column names, tab-separated, with {' and '.join(REQUIRED)}; "
-            f"known: {', '.join(COLUMNS)}). SSVP-SLT and Tarrés files: slt-manifest convert"
+            f"no header: write column names, tab-separated, with {' and '.join(REQUIRED)} "
+            f"(known: {', '.join(COLUMNS)}). Convert SSVP-SLT and Tarrés files: slt-manifest convert"
         )
         return [], [*problems, Problem(1, None, reason)]
     problems += _header_problems(names, require_text)
@@ -273,7 +259,8 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ManifestError(path, [Problem(None, None, f"cannot be read: {error.strerror or error}")]) from error
+        reason = f"cannot be read: {error.strerror or error}; check the path"
+        raise ManifestError(path, [Problem(None, None, reason)]) from error
 
 
 def decode_lines(data: bytes) -> tuple[list[str | None], list[Problem]]:
@@ -314,23 +301,23 @@ def _header_problems(names: list[str], require_text: bool) -> list[Problem]:
     problems = []
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
-            problems.append(Problem(1, name, f"the column is there {names.count(name)} times"))
+            problems.append(Problem(1, name, f"the column is there {names.count(name)} times: keep one"))
         if name not in PARSERS:
-            near = difflib.get_close_matches(name.strip().lower(), COLUMNS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known columns: {', '.join(COLUMNS)}"
-            problems.append(Problem(1, name[:SHOWN_CHARACTERS] or "(empty name)", f"unknown column; {hint}"))
+            hint = did_you_mean(name[:SHOWN_CHARACTERS].strip().lower(), COLUMNS)
+            hint = hint or f"; remove it (known columns: {', '.join(COLUMNS)})"
+            problems.append(Problem(1, name[:SHOWN_CHARACTERS] or "(empty name)", f"unknown column{hint}"))
     for name in (*REQUIRED, "text") if require_text else REQUIRED:
         if name not in names:
             why = " (needed for training and scoring)" if name == "text" else ""
-            problems.append(Problem(1, name, f"required column is missing{why}"))
+            problems.append(Problem(1, name, f"required column is missing{why}: add it"))
     return problems
 
 
 def _cell_count_reason(line: str, found: int, expected: int) -> str:
     if not line:
         return "empty line: remove it"
-    reason = f"{found} cells, but the header has {expected}"
-    return f"{reason} (a tab inside a cell?)" if found > expected else reason
+    remedy = "remove tabs inside a cell" if found > expected else "add the missing ones, empty where nothing is known"
+    return f"{found} cells, but the header has {expected}: {remedy}"
 
 
 def _cells(parsers: list, cells: list[str], number: int) -> tuple[dict[str, object], list[Problem]]:
@@ -355,14 +342,15 @@ def _row_problems(
     problems = []
     for name in REQUIRED:
         if name not in values and name in names:
-            problems.append(Problem(number, name, "empty or unusable: it must hold a value"))
+            problems.append(Problem(number, name, "empty or unusable: fill it in"))
     if require_text and "text" not in values and "text" in names:
-        problems.append(Problem(number, "text", "empty (needed for training and scoring)"))
+        problems.append(Problem(number, "text", "empty: fill it in, or remove the row (training and scoring need it)"))
     start, end = values.get("start"), values.get("end")
     if start is not None and end is not None and end <= start:
-        problems.append(Problem(number, "end", f"end {end:g} is not after start {start:g}"))
+        problems.append(Problem(number, "end", f"end {end:g} is not after start {start:g}: correct one of them"))
     if "id" in values:
         first = first_line.setdefault(values["id"], number)
         if first != number:
-            problems.append(Problem(number, "id", f"{_show(values['id'])} is already the id of line {first}"))
+            reason = f"{_show(values['id'])} is already the id of line {first}: give each row its own"
+            problems.append(Problem(number, "id", reason))
     return problems

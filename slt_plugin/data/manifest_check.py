@@ -44,7 +44,7 @@ def media_problems(
     except BrokenProcessPool as error:
         raise DataError(
             f"a worker process was killed (out of memory, or a crash in a decoder), not before row {rows[done].id!r}; "
-            "--workers 0 reads the rows one by one in one process"
+            "run it with --workers 0, which reads the rows one by one in one process"
         ) from error
 
 

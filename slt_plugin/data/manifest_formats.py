@@ -42,7 +42,7 @@ def read_ssvp(path: str | os.PathLike, *, suffix: str | None = None) -> Conversi
     rows = []
     lines, problems = decode_lines(read_bytes(path))
     if not any(lines):
-        problems.append(Problem(None, None, "the file is empty"))
+        problems.append(Problem(None, None, "the file is empty: check the path"))
     for number, line in enumerate(lines, start=1):
         if line is None:
             continue
@@ -50,7 +50,7 @@ def read_ssvp(path: str | os.PathLike, *, suffix: str | None = None) -> Conversi
         # a caption may be empty, and some files lose the tab before it
         if len(cells) not in (2, 3) or not cells[0]:
             what = "length" if features else "duration"
-            problems.append(Problem(number, None, f"expected video_name, {what}, caption; got {len(cells)} cells"))
+            problems.append(Problem(number, None, f"{len(cells)} cells: give video_name, {what}, caption"))
             continue
         name, size = cells[:2]
         text = cells[2] or None if len(cells) == 3 else None
@@ -121,20 +121,22 @@ def _tarres_table(path: str | os.PathLike) -> tuple[list[tuple[int, dict[str, st
     lines, problems = decode_lines(read_bytes(path))
     parsed = list(_csv_lines(lines, problems))
     if not parsed or parsed[0][0] != 1:
-        raise ManifestError(path, problems or [Problem(None, None, "the file is empty")])
+        raise ManifestError(path, problems or [Problem(None, None, "the file is empty: check the path")])
     names = parsed[0][1]
     missing = [column for column in TARRES_COLUMNS if column not in names]
     if missing:
-        reason = f"the header lacks {', '.join(missing)} (expected the columns {', '.join(TARRES_COLUMNS)})"
+        reason = f"the header lacks {', '.join(missing)}: use the columns {', '.join(TARRES_COLUMNS)}"
         raise ManifestError(path, [Problem(1, None, reason)])
     if len(parsed) == 1 and not problems:
-        problems.append(Problem(None, None, "the file has a header and no rows"))
+        problems.append(Problem(None, None, "the file has a header and no rows: check the path"))
     table = []
     for number, cells in parsed[1:]:
         if len(cells) == len(names):
             table.append((number, dict(zip(names, cells, strict=True))))
         else:
-            problems.append(Problem(number, None, f"{len(cells)} cells, but the header has {len(names)}"))
+            problems.append(
+                Problem(number, None, f"{len(cells)} cells, but the header has {len(names)}: correct the tabs")
+            )
     return table, problems
 
 
@@ -157,11 +159,11 @@ def _csv_lines(lines: Sequence[str | None], problems: list[Problem]) -> Iterator
 def _tarres_row(cells: dict[str, str], fps: float | None) -> Row:
     for column in ("id", "signs_file"):
         if not cells[column]:
-            raise ValueError(f"{column} is empty")
+            raise ValueError(f"{column} is empty: fill it in")
     kind = cells["signs_type"]
     if kind not in TARRES_WHOLE_FILE + TARRES_SEGMENT:
         known = ", ".join(TARRES_WHOLE_FILE + TARRES_SEGMENT)
-        raise ValueError(f"signs_type {kind!r} is unknown (known: {known})")
+        raise ValueError(f"signs_type {kind!r} is unknown: use one of {known}")
     offset, length = _whole(cells["signs_offset"], least=0), _whole(cells["signs_length"])
     row = Row(
         id=cells["id"],
@@ -183,7 +185,7 @@ def _positive(cell: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(f"{cell!r} is not a number above 0")
+        raise ValueError(f"{cell!r} is not a number above 0: correct it")
     return value
 
 
@@ -194,7 +196,7 @@ def _whole(cell: str, least: int = 1) -> int:
     except ValueError:
         value = math.nan
     if not least <= value < 1e12 or value != int(value):
-        raise ValueError(f"{cell!r} is not a whole number of at least {least}")
+        raise ValueError(f"{cell!r} is not a whole number of at least {least}: correct it")
     return int(value)
 
 

@@ -3,12 +3,12 @@
 Readers of the file formats are in pose_files.py, names in landmarks.py, augmentation in pose_augment.py.
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from slt_plugin.common.messages import did_you_mean
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.landmarks import PARTS, SHOULDERS, PoseError, part_names
 from slt_plugin.data.pose_augment import PoseAugment, augment
@@ -30,7 +30,9 @@ __all__ = [
 
 # shoulder widths; no camera sees a person and anything of them this far away
 MAX_EXTENT = 1000.0
-NO_SHOULDERS = "no frame shows both shoulders, so it cannot be normalised; remove the row, or use normalise=none"
+NO_SHOULDERS = (
+    "no frame shows both shoulders, so it cannot be normalised: remove the row, or set task.pose_normalise=none"
+)
 NORMALISATIONS = ("shoulders", "none")
 
 
@@ -61,15 +63,14 @@ class PoseOptions:
         # one name, or a list from a config file
         object.__setattr__(self, "parts", (self.parts,) if isinstance(self.parts, str) else tuple(self.parts))
         if isinstance(self.step_frames, bool) or not isinstance(self.step_frames, int) or self.step_frames < 1:
-            raise PoseError(f"step_frames={self.step_frames!r}: expected a whole number from 1 up")
+            raise PoseError(f"task.step_frames={self.step_frames!r}: give a whole number from 1 up")
         if self.normalise not in NORMALISATIONS:
-            near = difflib.get_close_matches(str(self.normalise), NORMALISATIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PoseError(f"normalise={self.normalise!r}: expected one of {', '.join(NORMALISATIONS)}{hint}")
+            hint = did_you_mean(self.normalise, NORMALISATIONS)
+            raise PoseError(f"task.pose_normalise={self.normalise!r}: choose one of {', '.join(NORMALISATIONS)}{hint}")
         if self.augment is not None and self.augment.moves_points and self.normalise == "none":
             raise PoseError(
-                "augmentation by rotation, scale, shear or noise is measured in shoulder widths about the shoulders: "
-                "it needs normalise=shoulders"
+                "task.augment_rotation, augment_scale, augment_shear and augment_noise are measured in shoulder widths "
+                "about the shoulders: set task.pose_normalise=shoulders, or these four to 0"
             )
 
 
@@ -89,7 +90,7 @@ def read_pose(
     """Read the landmarks of some parts from a pose file, or from the seconds [start, end) of it.
 
     fps: frames per second, needed with start or end where the file has none (.npy, JSON); where the file has one, it
-    must agree within 1 %. A landmark that the estimator lacks is missing in every frame.
+    decides, and the given one must agree within 1 %. A landmark that the estimator lacks is missing in every frame.
     Raises PoseError, naming the file, for unreadable or corrupt files, unknown layouts, segments outside the file, and
     coordinates that are NaN or infinite where the confidence is not 0.
     """
@@ -131,7 +132,9 @@ def read_frames(file: PoseFile, names: tuple[str, ...], first: int, last: int) -
     indices = file.indices(names)
     lacking = indices < 0
     if lacking.all():
-        raise PoseError(f"{file.path}: has none of the chosen landmarks; choose other parts of {', '.join(PARTS)}")
+        raise PoseError(
+            f"{file.path}: has none of the chosen landmarks; choose other task.pose_parts of {', '.join(PARTS)}"
+        )
     xy, confidence = file.values(first, last, _columns(indices))
     points, present = _masked(file.path, xy, confidence, first)
     if lacking.any():

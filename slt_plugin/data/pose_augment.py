@@ -38,8 +38,8 @@ class PoseAugment:
             # NaN fails the comparison too
             if not isinstance(value, int | float) or not 0 <= value < limit:
                 raise PoseError(
-                    f"pose augmentation {field.name}={value!r}: expected a number from 0 up, "
-                    + ("below 1" if limit == 1 else "finite")
+                    f"task.augment_{field.name}={value!r}: give a number from 0 up, "
+                    + ("below 1" if limit == 1 else "not infinite")
                 )
 
     @property

@@ -2,6 +2,11 @@
 
 Each reader knows how long a clip is without reading it, and copies only the frames and landmarks that are asked for.
 Where a frame holds several people, the first one listed is used.
+
+Raw arrays are (T, points, 3) with the columns x, y, confidence (0 = missing, up to 1), or (T, points, 2) with x, y.
+Estimated depth (z) has no column: a third column that is no confidence is refused. x and y are of one unit, pixels for
+example: MediaPipe's 0 to 1 coordinates have to be multiplied by the image's width and height first, else the body
+comes out stretched by the image's aspect ratio.
 """
 
 import math
@@ -21,17 +26,22 @@ from slt_plugin.data.pose_json import MmposeJson, OpenPoseFolder
 KINDS = ".pose, .npy (T, points, 2 or 3), .json (MMPose), or a folder of OpenPose *_keypoints.json files"
 SUFFIXES = (".pose", ".npy", ".json")
 _MAX_FPS = 1000.0
+# of a third column: depth is below 0 at many points; OpenPose's interpolated confidences come out a little above 1
+_CONFIDENCES = (-1e-3, 1.1)
 # what pose-format raises on truncated or garbled files (found by mutating valid files)
 _POSE_ERRORS = (struct.error, ValueError, TypeError, IndexError, OverflowError, EOFError, MemoryError)
 
 
 class PoseFile(Protocol):
-    """One clip on disk. `fps` is None where the format has none; `shape` is that of the stored coordinates."""
+    """One clip on disk; `shape` is that of the stored coordinates.
+
+    `fps` is None where the format has none, and an int where it stores whole numbers only.
+    """
 
     kind: str
     path: Path
     num_frames: int
-    fps: float | None
+    fps: float | int | None
     shape: tuple[int, ...]
 
     def indices(self, names: tuple[str, ...]) -> np.ndarray:
@@ -58,11 +68,14 @@ def open_pose(path: Path) -> PoseFile:
         raise PoseError(unreadable(path, err)) from err
     if path.is_dir():
         return OpenPoseFolder(path)
-    raise PoseError(f"{path}: {suffix or 'a file without a suffix'} is not a supported pose; expected {KINDS}")
+    raise PoseError(f"{path}: {suffix or 'a file without a suffix'} is not a supported pose; give {KINDS}")
 
 
 class NpyPose:
-    """A raw array (T, points, 3) of x, y, confidence, or (T, points, 2) of x, y where (0, 0) means missing."""
+    """A raw array (T, points, 3) of x, y, confidence, or (T, points, 2) of x, y where (0, 0) means missing.
+
+    `values` raises PoseError where the third column, as far as it is read, holds something else than confidences.
+    """
 
     kind = "pose array"
     fps = None
@@ -73,8 +86,8 @@ class NpyPose:
         self.shape = self.array.shape
         if len(self.shape) != 3 or self.shape[2] not in (2, 3):
             raise PoseError(
-                f"{path}: array of shape {self.shape}; a pose array is (frames, points, 3) with x, y, confidence or "
-                "(frames, points, 2); features (frames, channels) need the feature source"
+                f"{path}: array of shape {self.shape}; save poses as (frames, points, 3) of x, y, confidence, or as "
+                "(frames, points, 2); use task.source=features for features (frames, channels)"
             )
         self.num_frames = self.shape[0]
 
@@ -86,9 +99,17 @@ class NpyPose:
 
     def values(self, first: int, last: int, columns: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         chosen = self.array[first:last, columns]
-        if self.shape[2] == 3:
-            return chosen[..., :2], chosen[..., 2]
-        return chosen, (chosen != 0).any(axis=-1).astype(np.float32)
+        if self.shape[2] == 2:
+            return chosen, (chosen != 0).any(axis=-1).astype(np.float32)
+        with np.errstate(over="ignore"):
+            confidence = chosen[..., 2].astype(np.float32)  # contiguous and of a type that numpy compares fast
+        low, high = confidence.min(initial=0.0), confidence.max(initial=0.0)
+        if low < _CONFIDENCES[0] or high > _CONFIDENCES[1]:  # NaN is neither, and refused by the caller
+            raise PoseError(
+                f"{self.path}: the third column has values from {low:.4g} to {high:.4g}, but confidences are 0 to 1; "
+                "is the third value z? save x, y, confidence, or (T, points, 2)"
+            )
+        return chosen[..., :2], confidence
 
 
 class BinaryPose:
@@ -145,7 +166,7 @@ class BinaryPose:
         version = self.header.version
         known = [v for v in (0.0, 0.1, 0.2) if math.isclose(version, v, abs_tol=1e-4)]
         if not known:
-            raise self._error(f"version {version:g}; expected 0.0, 0.1 or 0.2")
+            raise self._error(f"version {version:g} instead of 0.0, 0.1 or 0.2")
         self._version = known[0]
         formats = [part.format for part in self.header.components]
         if not formats or self.header.total_points() == 0:

@@ -88,7 +88,7 @@ def _read_openpose_frame(path: Path, out: np.ndarray) -> None:
     if not people:
         return
     if "pose_keypoints_2d" not in people[0]:
-        raise PoseError(f"{path}: the person has no 'pose_keypoints_2d'; expected OpenPose 1.3 or newer output")
+        raise PoseError(f"{path}: the person has no 'pose_keypoints_2d'; run OpenPose 1.3 or newer")
     offset = 0
     for name, count in _OPENPOSE_ARRAYS.items():
         values = people[0].get(name) or []
@@ -112,7 +112,7 @@ class MmposeJson:
         content = _load_json(path)
         self.frames = content.get("instance_info") if isinstance(content, dict) else content
         if not isinstance(self.frames, list) or not all(isinstance(frame, dict) for frame in self.frames):
-            raise PoseError(f"{path}: not MMPose output; expected a list of frames with 'frame_id' and 'instances'")
+            raise PoseError(f"{path}: not MMPose output; give a list of frames with 'frame_id' and 'instances'")
         ids = [frame.get("frame_id") for frame in self.frames]
         if ids and (type(ids[0]) is not int or ids != list(range(ids[0], ids[0] + len(ids)))):
             raise PoseError(f"{path}: its 'frame_id' values do not count up one by one; run MMPose again")

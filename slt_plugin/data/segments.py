@@ -7,7 +7,7 @@ from slt_plugin.data.manifest import Row
 
 # an annotated end may lie this many seconds past the last frame (rounded or sloppy annotation): it is cut there
 END_SLACK = 1.0
-# a manifest's fps may differ this much, relatively, from the file's own (29.97 written as 30)
+# a manifest's fps may differ this much, relatively, from the file's own (29.97 written as 30), and with it the frames
 FPS_TOLERANCE = 0.01
 
 
@@ -43,30 +43,41 @@ def segment_frames(
 
 
 def known_frames(row: Row) -> int | None:
-    """Frames of the row as far as its own fields tell, else None. Times come first: reading uses them."""
+    """Frames of the row as far as its own fields tell, else None. Times come first: reading uses them.
+
+    Where the file has a frame rate of its own, reading may give up to FPS_TOLERANCE more or less.
+    """
     if row.end is not None and row.fps is not None:
         first, last = segment_frames(row.start, row.end, row.fps, None)
         return last - first
     return row.num_frames
 
 
-def agreed_fps(given: float | None, in_file: float | None) -> float | None:
-    """The manifest's frame rate, else the file's, else None. Raises DataError where the two do not agree."""
+def agreed_fps(given: float | None, in_file: float | int | None) -> float | None:
+    """The file's own frame rate, else the manifest's, else None. Raises DataError where the two do not agree.
+
+    The file's decides: at 30 instead of 29.97 fps, a segment an hour into a file would begin 108 frames too late. An
+    int means that the format stores whole numbers only (.pose before 0.2 writes 29.97 as 29 or 30): there the
+    manifest's decides, if it is less than 1 away.
+    """
     if given is None or in_file is None:
-        return in_file if given is None else given
-    if abs(given - in_file) > FPS_TOLERANCE * in_file:
+        return given if in_file is None else in_file
+    whole = isinstance(in_file, int)
+    if abs(given - in_file) >= 1 if whole else abs(given - in_file) > FPS_TOLERANCE * in_file:
         raise DataError(f"recorded at {in_file:g} fps, but fps={given:g} is given; correct the manifest's fps column")
-    return given
+    return given if whole else in_file
 
 
 def check_num_frames(row: Row, found: int, fps: float | None) -> None:
     """Raise DataError where the row's num_frames is not what was read: batches are planned with it.
 
-    One frame of rounding is allowed where times are given, and an end past the file may cost END_SLACK seconds.
+    Where times are given, one frame of rounding or FPS_TOLERANCE is allowed, whichever is more, and an end past the
+    file may cost END_SLACK seconds.
     """
     if row.num_frames is None:
         return
-    rounding = int(row.start is not None or row.end is not None)
+    timed = row.start is not None or row.end is not None
+    rounding = max(1.0, FPS_TOLERANCE * row.num_frames) if timed else 0.0
     cut = END_SLACK * fps if row.end is not None and fps is not None else 0.0
     if not row.num_frames - rounding - cut <= found <= row.num_frames + rounding:
         raise DataError(

@@ -35,7 +35,10 @@ class Source(Protocol):
     channels: int
 
     def num_steps(self, row: Row) -> int:
-        """Steps that `load` gives without augmentation; the file is opened only where the row does not tell."""
+        """Steps that `load` gives without augmentation; the file is opened only where the row does not tell.
+
+        From the row's times alone, up to 1 % too many or too few where the file's own rate is not quite the row's.
+        """
         ...
 
     def load(self, row: Row, *, epoch: int = 1, rng: np.random.Generator | None = None) -> torch.Tensor:
@@ -88,9 +91,9 @@ class FeatureSource:
     """
 
     def __init__(self, root: Path, *, channels: int, step: int = 1):
-        for name, value in (("channels", channels), ("step", step)):
+        for name, value in (("feature_channels", channels), ("step_frames", step)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise FeatureError(f"{name}={value!r}: expected a whole number from 1 up")
+                raise FeatureError(f"task.{name}={value!r}: give a whole number from 1 up")
         self.root, self.channels, self.step = Path(root), channels, step
 
     def num_steps(self, row: Row) -> int:
@@ -132,7 +135,7 @@ def inspect_media(row: Row, root: Path) -> MediaInfo:
             return _inspect_features(row, path)
         if path.suffix.lower() not in ("", *pose_files.SUFFIXES) and not path.is_dir():
             raise DataError(
-                f"{path}: {path.suffix} is not a supported kind of media; expected poses ({pose_files.KINDS}) or "
+                f"{path}: {path.suffix} is not a supported kind of media; give poses ({pose_files.KINDS}) or "
                 f"features ({features.KINDS})"
             )
         return _inspect_pose(row, path)

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slt_plugin.scoring.errors import ScoringError, listing
+from slt_plugin.common.messages import listing
+from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.hypotheses import read_text
 
 LINE = re.compile(r"([DT])-(\d+)(?:\t|$)")

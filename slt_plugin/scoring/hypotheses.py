@@ -7,15 +7,17 @@ unknown), optional ``text_lang``. Other keys are allowed and not read.
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from slt_plugin.scoring.errors import ScoringError, listing
+from slt_plugin.common.files import atomic_open
+from slt_plugin.common.messages import listing
+from slt_plugin.scoring.errors import ScoringError
 
 REQUIRED = ("id", "ref", "hyp", "score")
+SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +40,12 @@ def read_text(path: str | Path) -> str:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write UTF-8 under a temporary name, then rename: a reader never sees half a file. Folders are made."""
+    """Write UTF-8 so that a reader never sees half a file. Folders are made. Raises ScoringError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_open(path) as file:
+            file.write(text.encode("utf-8"))
     except OSError as error:
         raise ScoringError(f"{path}: cannot be written ({error.strerror or error}); check folder and space") from error
 
@@ -79,7 +74,7 @@ def read_hypotheses(path: str | Path) -> list[Hypothesis]:
     if problems:
         raise ScoringError(
             f"{path}: {len(problems)} problem(s) in {len(lines)} line(s); every line must be a JSON object with "
-            f"{', '.join(REQUIRED)}:\n  " + "\n  ".join(problems[:20]) + _more(len(problems) - 20)
+            f"{', '.join(REQUIRED)}:{_lines(problems)}"
         )
     return hypotheses
 
@@ -92,8 +87,7 @@ def write_hypotheses(path: str | Path, hypotheses: Iterable[Hypothesis]) -> None
     if not hypotheses:
         problems = ["no sentences given"]
     if problems:
-        raise ScoringError(f"{path}: not written, {len(problems)} problem(s):\n  " + "\n  ".join(problems[:20])
-                           + _more(len(problems) - 20))  # fmt: skip
+        raise ScoringError(f"{path}: not written, {len(problems)} problem(s):{_lines(problems)}")
     lines = []
     for hypothesis in hypotheses:
         record = asdict(hypothesis)
@@ -151,5 +145,7 @@ def _duplicates(hypotheses: list[Hypothesis]) -> list[str]:
     return [f"{len(twice)} id(s) more than once: {listing(list(twice))}"] if twice else []
 
 
-def _more(count: int) -> str:
-    return f"\n  and {count} more" if count > 0 else ""
+def _lines(problems: list[str]) -> str:
+    """One line each, indented; the first SHOWN_PROBLEMS of them."""
+    more = len(problems) - SHOWN_PROBLEMS
+    return "".join(f"\n  {line}" for line in [*problems[:SHOWN_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
+from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.scoring import sacre, wer
-from slt_plugin.scoring.errors import ScoringError, listing
+from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.hypotheses import write_text_atomically
 
 METRICS: dict[str, str] = {
@@ -68,9 +68,8 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise ScoringError(f"no metric given; valid metrics: {valid}")
     for name in metrics:
         if name not in METRICS:
-            near = get_close_matches(name.lower(), METRICS, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ScoringError(f"unknown metric {name!r}{hint}; valid metrics: {valid}")
+            hint = did_you_mean(name.lower(), METRICS)
+            raise ScoringError(f"unknown metric {name!r}{hint or '.'} Choose from {valid}")
 
 
 def check_pairs(hypotheses: Sequence[str], references: Sequence[str], ids: Sequence[str] | None = None) -> None:

@@ -5,7 +5,6 @@ The codec is task state: ``state_dict`` holds the bytes of the vocabulary's file
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from fairseq.data import Dictionary
 
+from slt_plugin.common.messages import did_you_mean
 from slt_plugin.text import gpt2_tokenizer, hf_tokenizer, spm_tokenizer
 from slt_plugin.text.errors import CodecError
 from slt_plugin.text.vocabulary import Tokenizer, fill_dictionary
@@ -113,9 +113,8 @@ class TextCodec:
             return None
         code = lang.strip("[]_")
         if code not in languages:
-            near = difflib.get_close_matches(code, languages, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise CodecError(f"language {lang!r} is not in the vocabulary: {hint}It has {', '.join(languages)}")
+            hint = did_you_mean(code, languages) or "."
+            raise CodecError(f"language {lang!r} is not in the vocabulary{hint} Choose from {', '.join(languages)}")
         return languages[code]
 
     def state_dict(self) -> dict:
@@ -200,17 +199,19 @@ def build_codec(
     _check_kind(kind)
     path = Path(path)
     if kind != "sentencepiece" and (dictionary_path is not None or languages):
-        raise CodecError(f"a dictionary path and languages belong to kind sentencepiece; {kind} brings its own")
+        raise CodecError(
+            f"a dictionary path and languages belong to kind sentencepiece, {kind} brings its own: leave them out"
+        )
     if kind == "sentencepiece":
         if path.is_dir():
-            raise CodecError(f"{path} is a directory: kind sentencepiece needs the .model file itself")
+            raise CodecError(f"{path} is a directory: give the .model file itself to kind sentencepiece")
         files = {spm_tokenizer.MODEL_FILE: _read(path)}
         if dictionary_path is not None:
             files[spm_tokenizer.DICTIONARY_FILE] = _read(Path(dictionary_path))
     else:
         if not path.is_dir():
             found = "is a file" if path.exists() else "does not exist"
-            raise CodecError(f"{path} {found}: kind {kind} needs a directory")
+            raise CodecError(f"{path} {found}: give the directory of the {kind} vocabulary")
         files = _read_gpt2(path) if kind == "gpt2_bpe" else _read_hf(path)
     codec = TextCodec()
     try:
@@ -229,9 +230,8 @@ def empty_codec() -> TextCodec:
 
 def _check_kind(kind: str) -> None:
     if kind not in _TOKENIZERS:
-        near = difflib.get_close_matches(str(kind), CODEC_KINDS, n=1, cutoff=0.4)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise CodecError(f"unknown kind of vocabulary {kind!r}{hint}: choose one of {', '.join(CODEC_KINDS)}")
+        hint = did_you_mean(kind, CODEC_KINDS) or "."
+        raise CodecError(f"unknown kind of vocabulary {kind!r}{hint} Choose from {', '.join(CODEC_KINDS)}")
 
 
 def _make_tokenizer(kind: str, files: dict[str, bytes], languages: Sequence[str]) -> Tokenizer:
@@ -239,7 +239,9 @@ def _make_tokenizer(kind: str, files: dict[str, bytes], languages: Sequence[str]
     needed = {"sentencepiece": (spm_tokenizer.MODEL_FILE,), "gpt2_bpe": gpt2_tokenizer.FILES, "hf": ()}[kind]
     missing = [name for name in needed if name not in files]
     if missing:
-        raise CodecError(f"the codec state of kind {kind} lacks {', '.join(missing)}: the checkpoint is damaged")
+        raise CodecError(
+            f"the codec state of kind {kind} lacks {', '.join(missing)}, so the checkpoint is damaged: use another one"
+        )
     return _TOKENIZERS[kind](files, languages)
 
 
@@ -247,14 +249,14 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CodecError(f"cannot read the vocabulary file {path}: {error.strerror}") from error
+        raise CodecError(f"cannot read the vocabulary file {path}: {error.strerror}; check the path") from error
 
 
 def _read_gpt2(folder: Path) -> dict[str, bytes]:
     missing = [name for name in gpt2_tokenizer.FILES if not (folder / name).is_file()]
     if missing:
         raise CodecError(
-            f"{folder}: kind gpt2_bpe needs {', '.join(gpt2_tokenizer.FILES)}; missing: {', '.join(missing)}"
+            f"{folder}: kind gpt2_bpe needs {', '.join(gpt2_tokenizer.FILES)}; missing: {', '.join(missing)}. Add them"
         )
     return {name: _read(folder / name) for name in gpt2_tokenizer.FILES}
 
@@ -262,5 +264,5 @@ def _read_gpt2(folder: Path) -> dict[str, bytes]:
 def _read_hf(folder: Path) -> dict[str, bytes]:
     names = sorted({file.name for pattern in hf_tokenizer.FILE_PATTERNS for file in folder.glob(pattern)})
     if not names:
-        raise CodecError(f"{folder} holds no tokenizer files (tokenizer.json, tokenizer_config.json, *.model ...)")
+        raise CodecError(f"{folder} holds no tokenizer files: give a folder with tokenizer.json, *.model or the like")
     return {name: _read(folder / name) for name in names}

@@ -49,7 +49,7 @@ class GPT2Tokenizer:
         if foreign:
             raise CodecError(
                 f"dict.txt is not the dictionary of this GPT-2 vocabulary: {len(foreign)} entries are no ids of "
-                f"encoder.json ({', '.join(map(repr, foreign[:5]))} ...). Take the dict.txt of the BART release."
+                f"encoder.json ({', '.join(map(repr, foreign[:5]))} ...). Use the dict.txt of the BART release."
             )
         if MASK not in symbols:
             symbols.append(MASK)
@@ -94,19 +94,21 @@ def _load_encoder(encoder_json: bytes, vocab_bpe: bytes) -> Encoder:
         encoder = json.loads(encoder_json.decode("utf-8"))
         lines = vocab_bpe.decode("utf-8").splitlines()[1:]  # the first line is the version
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise CodecError(f"encoder.json or vocab.bpe cannot be read: {error}") from error
+        raise CodecError(f"encoder.json or vocab.bpe cannot be read: {error}; copy them again") from error
     merges = [tuple(line.split()) for line in lines if line]
     if not isinstance(encoder, dict) or not all(type(index) is int for index in encoder.values()):
-        raise CodecError("encoder.json must be one JSON object: token -> id")
+        raise CodecError("encoder.json is not one JSON object (token -> id): copy it again")
     broken = next((number for number, merge in enumerate(merges, 2) if len(merge) != 2), None)
     if broken is not None:
-        raise CodecError(f"vocab.bpe line {broken} does not hold two symbols: not a file of BPE merges")
+        raise CodecError(
+            f"vocab.bpe line {broken} does not hold two symbols, so it is no file of BPE merges: copy it again"
+        )
     model = Encoder(encoder=encoder, bpe_merges=merges)
     missing = [symbol for symbol in model.byte_encoder.values() if symbol not in encoder]
     missing += [first + second for first, second in merges if first + second not in encoder]
     if missing:
         raise CodecError(
             f"encoder.json lacks {len(missing)} of the symbols that vocab.bpe can give "
-            f"({', '.join(map(repr, missing[:5]))} ...): the two files do not belong together"
+            f"({', '.join(map(repr, missing[:5]))} ...): the two files do not belong together; use those of one release"
         )
     return model

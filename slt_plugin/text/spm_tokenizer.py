@@ -98,9 +98,9 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
     except RuntimeError as error:
-        raise CodecError(f"not a SentencePiece model ({len(model)} bytes): {error}") from error
+        raise CodecError(f"not a SentencePiece model ({len(model)} bytes): {error}; copy or train it again") from error
     if processor is None or len(processor) == 0:
-        raise CodecError("not a SentencePiece model: no pieces in it")
+        raise CodecError("not a SentencePiece model: no pieces in it; copy or train it again")
     return processor
 
 
@@ -131,7 +131,7 @@ def _language_tail(symbols: Sequence[str], languages: Sequence[str]) -> list[str
     wrong = [language for language, code in zip(languages, codes, strict=True) if code is None]
     if wrong or len(set(codes)) < len(codes):
         raise CodecError(
-            f"languages must be different codes like en_XX, in the order of pretraining; wrong: {wrong or 'repeated'}"
+            f"wrong languages ({wrong or 'repeated'}): give different codes like en_XX, in the order of pretraining"
         )
     tail = [*(f"[{code}]" for code in codes), MASK]
     expected = set(tail)

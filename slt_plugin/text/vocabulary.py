@@ -80,7 +80,9 @@ def read_dictionary_file(content: bytes, name: str) -> list[str]:
     try:
         dictionary.add_from_file(io.StringIO(content.decode("utf-8")))
     except (UnicodeDecodeError, ValueError, RuntimeError) as error:
-        raise CodecError(f"{name} is not a fairseq dictionary (lines of 'symbol count', UTF-8): {error}") from error
+        raise CodecError(
+            f"{name} is not a fairseq dictionary: {error}; write lines of 'symbol count' in UTF-8"
+        ) from error
     return dictionary.symbols
 
 
