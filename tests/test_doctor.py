@@ -175,3 +175,8 @@ def test_real_run():
     code = "import slt_plugin.cli.doctor, sys; print(sorted({'torch', 'fairseq'} & set(sys.modules)))"
     light = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert light.stdout.strip() == "[]"
+
+
+def test_readme_has_the_section_that_remedies_name():
+    assert doctor.README_SECTION in doctor.CUDA12
+    assert f"# {doctor.README_SECTION}\n" in (ROOT / "README.md").read_text()

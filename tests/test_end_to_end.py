@@ -12,7 +12,7 @@ from slt_plugin.data.manifest import read_manifest
 SMALL = (
     "+model.encoder_layers=1", "+model.decoder_layers=1", "+model.encoder_embed_dim=64", "+model.decoder_embed_dim=64",
     "+model.encoder_ffn_embed_dim=128", "+model.decoder_ffn_embed_dim=128", "+model.pose_dim=64",
-    "dataset.max_tokens=600", "common.log_interval=20", "lr_scheduler.warmup_updates=10",
+    'model.pose_strides="2,2"', "dataset.max_tokens=600", "common.log_interval=20", "lr_scheduler.warmup_updates=10",
 )  # fmt: skip
 
 

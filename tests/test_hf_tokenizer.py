@@ -36,7 +36,7 @@ def test_hf_special_ids():
 def test_hf_language_tokens():
     codec = shared_codec("m2m100")
     english = codec.language_id("en")
-    assert codec.has_languages
+    assert codec.languages
     assert english == codec.language_id("__en__")
     assert english < len(codec.dictionary)
     assert codec.decode([english, *codec.encode("the cat"), english]) == "the cat"

@@ -26,6 +26,8 @@ CHECKED = {  # DESIGN's set: seen to install and import together
     "submitit": "1.5.4",
 }
 INSTALLED_BY_SCRIPTS = ("hf", "prep", "track", "dev")
+CLI_HELPERS = {"__init__", "errors", "overrides", "training_options", "evaluation_checks"}  # files without a command
+COMMAND_FILES = sorted(p for p in (ROOT / "slt_plugin/cli").glob("*.py") if p.stem not in CLI_HELPERS)
 
 
 def pins(name: str) -> dict[str, str]:
@@ -53,12 +55,12 @@ def setup_arguments() -> dict:
 def test_commands_and_cli_modules_match(setup_arguments):
     points = setup_arguments["entry_points"]["console_scripts"]
     commands = dict(re.fullmatch(r"(slt-[\w-]+)=slt_plugin\.cli\.(\w+):main", point).groups() for point in points)
-    modules = {path.stem for path in (ROOT / "slt_plugin/cli").glob("*.py") if not path.stem.startswith("_")}
+    modules = {path.stem for path in COMMAND_FILES}
     assert set(commands.values()) == modules
     assert all(command == f"slt-{module.replace('_', '-')}" for command, module in commands.items())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "slt_plugin/cli").glob("[!_]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMMAND_FILES, ids=lambda path: path.stem)
 def test_every_command_has_a_main(path):
     functions = {n.name: n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
     main = functions["main"]

@@ -20,7 +20,7 @@ def test_sentencepiece_layout_and_ids(tmp_path):
     ids = processor.encode("hello cat 漢")
     assert codec.encode("hello cat 漢").tolist() == [3 if index == 0 else index + 1 for index in ids] + [2]
     assert codec.decode(codec.encode("hello 漢 cat")) == "hello ⁇ cat"
-    assert not codec.has_languages
+    assert not codec.languages
     assert codec.language_id("en_XX") is None
 
 

@@ -247,11 +247,12 @@ class TestLanguages:
     class Codec:
         """A vocabulary with language tokens; real ones are tested with the codec."""
 
-        has_languages = True
+        kind = "sentencepiece"
+        languages = ("en_XX", "de_DE")
         dictionary = SimpleNamespace(pad=lambda: 1, eos=lambda: 2, unk=lambda: 3)
 
         def language_id(self, language):
-            return {"en": 50, "de": 51}[language]
+            return {"en": 50, "en_XX": 50, "de_DE": 51}[language]
 
         def encode(self, text):
             return torch.tensor([4, 2])
@@ -264,7 +265,12 @@ class TestLanguages:
 
     def test_of_the_row_or_fixed(self, pose_corpus):
         assert set(self.load(pose_corpus)) == {50}
-        assert set(self.load(pose_corpus, target_lang="de")) == {51}
+        assert set(self.load(pose_corpus, target_lang="de_DE")) == {51}
+
+    def test_of_models_that_place_the_language_elsewhere_are_refused(self, pose_corpus, monkeypatch):
+        monkeypatch.setattr(self.Codec, "languages", ("en_XX", "af_ZA"))
+        with pytest.raises(OptionError, match="mBART-cc25"):
+            self.load(pose_corpus)
 
     def test_missing_is_named(self, pose_corpus, tmp_path):
         rows = read_manifest(pose_corpus / "test.tsv")

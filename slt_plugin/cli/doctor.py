@@ -32,7 +32,8 @@ for name in sys.argv[1:]:
     print("imported", name, flush=True)
 """
 REINSTALL = "in the repository: pip install -c constraints.txt (or your own choice) -e '.[hf,prep,track,dev]'"
-CUDA12 = "use constraints-cuda12.txt (README, Environment)"
+README_SECTION = "Which versions, and why ve-fairseq"
+CUDA12 = f"use constraints-cuda12.txt (README, '{README_SECTION}')"
 # CUDA major version of the torch build: lowest driver (NVIDIA's CUDA compatibility guide, minor version compatibility).
 LOWEST_DRIVER = {12: 525, 13: 580}
 

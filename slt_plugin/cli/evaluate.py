@@ -9,16 +9,19 @@ Options and their defaults: slt_plugin/config/generate/evaluate.yaml. Writes <re
 metrics.json (with sacrebleu's signatures) and prints a table for each subset.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
+from slt_plugin.cli.evaluation_checks import check_checkpoints, check_options, check_words, prepare_results, read_texts
+from slt_plugin.common.files import atomic_open
+from slt_plugin.common.messages import listing
 from slt_plugin.data.errors import DataError
-from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.hypotheses import Hypothesis, write_hypotheses
-from slt_plugin.scoring.report import check_metrics, format_table, score, signatures, write_metrics
+from slt_plugin.scoring.report import check_metrics, format_table, score, signatures
 
 CONFIGS = Path(__file__).parents[1] / "config" / "generate"
 
@@ -26,107 +29,173 @@ logger = logging.getLogger(__name__)
 
 
 def compose(overrides: Sequence[str]):
-    """The options: evaluate.yaml with the command line's overrides."""
+    """The options: evaluate.yaml with the command line's overrides.
+
+    Raises:
+        OptionError: words that are no option of evaluate.yaml.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
 
+    check_words(overrides, OmegaConf.to_container(OmegaConf.load(CONFIGS / "evaluate.yaml")))
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra_compose("evaluate", overrides=list(overrides))
 
 
-@dataclass
 class Decoder:
-    """Models of one checkpoint (or ensemble), their task and a fairseq generator."""
+    """Models of one checkpoint (or ensemble), their task and a fairseq generator, on the GPU where there is one."""
 
-    task: object
-    models: list
-    generator: object
-    device: str
-
-    @classmethod
-    def load(cls, cfg) -> "Decoder":
-        """Loads ``cfg.checkpoint`` onto the GPU where there is one. Raises DataError where a file is missing."""
+    def __init__(self, cfg, paths: Sequence[Path]):
         import torch
         from fairseq import checkpoint_utils
 
-        import slt_plugin.tasks  # noqa: F401  registers everything
-
-        paths = str(cfg.checkpoint).split(":")
-        for path in paths:
-            if not Path(path).is_file():
-                raise DataError(f"checkpoint={path} does not exist")
-        # the vocabulary comes from the checkpoint, data from here
-        overrides = {"data": str(cfg.data), "media_root": cfg.media_root and str(cfg.media_root)}
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task(paths, arg_overrides=overrides)
-        device = "cuda" if torch.cuda.is_available() and not cfg.common.cpu else "cpu"
-        for model in models:
+        # the vocabulary comes from the checkpoint, data and limit from here, as with fairseq-generate
+        overrides = {
+            "data": str(cfg.data),
+            "media_root": cfg.media_root and str(cfg.media_root),
+            "max_source_positions": cfg.dataset.max_source_positions,
+        }
+        self.models, _, self.task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path) for path in paths], arg_overrides=overrides
+        )
+        self.device = "cuda" if torch.cuda.is_available() and not cfg.common.cpu else "cpu"
+        for model in self.models:
             if cfg.common.fp16:
                 model.half()
             elif cfg.common.bf16:
                 model.bfloat16()
-            model.to(device).prepare_for_inference_(cfg)
-        return cls(task, models, task.build_generator(models, cfg.generation), device)
+            model.to(self.device).prepare_for_inference_(cfg)
+        self.generator = self.task.build_generator(self.models, cfg.generation)
 
-    def decode(self, subset: str, cfg) -> list[Hypothesis]:
-        """One hypothesis for each row of ``<data>/<subset>.tsv``, in the manifest's order."""
+    def batches(self, subset: str, cfg):
+        """fairseq's iterator over ``<data>/<subset>.tsv``.
+
+        Raises:
+            DataError: the manifest is wrong, or rows are too long and are not to be skipped.
+        """
         from fairseq import utils
-        from fairseq.logging.progress_bar import progress_bar
 
         self.task.load_dataset(subset, task_cfg=self.task.cfg)
         dataset = self.task.dataset(subset)
         limits = utils.resolve_max_positions(self.task.max_positions(), *[m.max_positions() for m in self.models])
-        iterator = self.task.get_batch_iterator(
+        skip = cfg.dataset.skip_invalid_size_inputs
+        kept, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), limits)
+        if ignored and not skip:
+            raise DataError(
+                f"{subset}.tsv: {dataset.limit_message(ignored, limits)}. Cut them, raise "
+                "dataset.max_source_positions, or leave them out with dataset.skip_invalid_size_inputs=true"
+            )
+        if len(kept) == 0:
+            raise DataError(f"{subset}.tsv: no row is left: {dataset.limit_message(ignored, limits)}")
+        longest = int(dataset.source_lengths[kept].max())
+        if cfg.dataset.max_tokens is not None and longest > cfg.dataset.max_tokens:
+            raise DataError(
+                f"{subset}.tsv: a row has {longest} source steps, more than dataset.max_tokens="
+                f"{cfg.dataset.max_tokens}: raise it"
+            )
+        return self.task.get_batch_iterator(
             dataset=dataset,
             max_tokens=cfg.dataset.max_tokens,
             max_sentences=cfg.dataset.batch_size,
             max_positions=limits,
-            ignore_invalid_inputs=cfg.dataset.skip_invalid_size_inputs,
+            ignore_invalid_inputs=skip,
             seed=cfg.common.seed,
             num_workers=cfg.dataset.num_workers,
-        ).next_epoch_itr(shuffle=False)
+        )
+
+    def decode(self, subset: str, batches, cfg) -> list[Hypothesis]:
+        """One hypothesis for each row of ``batches``, in the manifest's order."""
+        from fairseq import utils
+        from fairseq.logging.progress_bar import progress_bar
+
+        rows = self.task.dataset(subset).rows
         found: dict[int, Hypothesis] = {}
         for sample in progress_bar(
-            iterator, log_format=cfg.common.log_format, prefix=subset, default_log_format="tqdm"
+            batches.next_epoch_itr(shuffle=False),
+            log_format=cfg.common.log_format,
+            prefix=subset,
+            default_log_format="tqdm",
         ):
             if self.device == "cuda":
                 sample = utils.move_to_cuda(sample)
             for i, best in zip(
                 sample["id"].tolist(), self.task.inference_step(self.generator, self.models, sample), strict=True
             ):
-                row = dataset.rows[i]
                 text = self.task.codec.decode(best[0]["tokens"])
-                found[i] = Hypothesis(row.id, row.text or "", text, float(best[0]["score"]), row.text_lang)
-        if len(found) != len(dataset) and not cfg.dataset.skip_invalid_size_inputs:
-            raise RuntimeError(f"{subset}: {len(found)} hypotheses for {len(dataset)} rows")
+                found[i] = Hypothesis(rows[i].id, rows[i].text, text, float(best[0]["score"]), rows[i].text_lang)
+        if len(found) != len(rows) and not cfg.dataset.skip_invalid_size_inputs:
+            raise RuntimeError(f"{subset}: {len(found)} hypotheses for {len(rows)} rows")
         return [found[i] for i in sorted(found)]
 
 
+def write_results(subset: str, ids: Sequence[str], hypotheses: Sequence[Hypothesis], cfg) -> None:
+    """Writes hypotheses.jsonl and metrics.json of one subset and prints its table.
+
+    Args:
+        ids: of every row of the manifest; those without a hypothesis were skipped.
+    """
+    from omegaconf import OmegaConf
+
+    folder, manifest = Path(cfg.results) / subset, Path(cfg.data) / f"{subset}.tsv"
+    scored = {hypothesis.id for hypothesis in hypotheses}
+    skipped = [name for name in ids if name not in scored]
+    metrics = list(cfg.metrics)
+    scores = score([h.hyp for h in hypotheses], [h.ref for h in hypotheses], metrics, lowercase=cfg.lowercase)
+    named = signatures(metrics, lowercase=cfg.lowercase)
+    document = {
+        "metrics": scores,
+        "signatures": named,
+        "rows": len(ids),
+        "sentences": len(hypotheses),
+        "skipped": skipped,
+        "lowercase": cfg.lowercase,
+        "references": f"text of {manifest}",
+        "checkpoints": str(cfg.checkpoint).split(":"),
+        "generation": OmegaConf.to_container(cfg.generation),
+        "seed": cfg.common.seed,
+    }
+    write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
+    with atomic_open(folder / "metrics.json") as file:
+        file.write((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    counted = f"{len(hypotheses)} of {len(ids)} rows (skipped: {listing(skipped)})" if skipped else f"{len(ids)} rows"
+    print(f"{manifest}: {counted} -> {folder}\n{format_table(scores, named)}\n")
+
+
 def evaluate(cfg) -> None:
-    """Decodes and scores every subset of ``cfg``; raises DataError and ScoringError on bad input."""
+    """Decodes and scores every subset of ``cfg``.
+
+    Everything that can be checked without the model is, before it is loaded; all manifests before the first is decoded.
+
+    Raises:
+        SltError: options, checkpoints or manifests that cannot be used.
+    """
     import numpy as np
     from fairseq.utils import set_torch_seed
+    from omegaconf import OmegaConf
 
-    metrics = list(cfg.metrics)
-    check_metrics(metrics)
+    import slt_plugin.tasks  # noqa: F401  registers everything
+
+    if not OmegaConf.is_list(cfg.metrics):
+        cfg.metrics = [str(cfg.metrics)]
+    subsets = list(map(str, cfg.subset)) if OmegaConf.is_list(cfg.subset) else [str(cfg.subset)]
+    check_options(cfg)
+    check_metrics(list(cfg.metrics))
+    ids = {subset: read_texts(Path(str(cfg.data)), subset) for subset in subsets}
+    prepare_results(Path(str(cfg.results)), subsets)
+    paths = check_checkpoints(str(cfg.checkpoint))
+
     np.random.seed(cfg.common.seed)
     set_torch_seed(cfg.common.seed)
-    decoder = Decoder.load(cfg)
-    for subset in [cfg.subset] if isinstance(cfg.subset, str) else list(cfg.subset):
-        hypotheses = decoder.decode(subset, cfg)
-        folder = Path(cfg.results) / subset
-        write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
-        manifest = Path(cfg.data) / f"{subset}.tsv"
-        scores = score([h.hyp for h in hypotheses], [h.ref for h in hypotheses], metrics, lowercase=cfg.lowercase)
-        named = signatures(metrics, lowercase=cfg.lowercase)
-        write_metrics(
-            folder / "metrics.json",
-            scores,
-            named,
-            sentences=len(hypotheses),
-            references=f"text of {manifest}",
-            lowercase=cfg.lowercase,
+    decoder = Decoder(cfg, paths)
+    if decoder.task.codec.lowercase and not cfg.lowercase:
+        logger.warning(
+            "the model was trained on lower-cased text and is scored against references with capitals: "
+            "lowercase=true lower-cases both sides"
         )
-        print(f"{manifest}: {len(hypotheses)} sentences -> {folder}\n{format_table(scores, named)}\n")
+    batches = {subset: decoder.batches(subset, cfg) for subset in subsets}
+    for subset in subsets:
+        write_results(subset, ids[subset], decoder.decode(subset, batches[subset], cfg), cfg)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,13 +203,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\n{(CONFIGS / 'evaluate.yaml').read_text()}")
         return 0 if arguments else 2
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(name)s | %(message)s")
     try:
         evaluate(compose(arguments))
-    except (DataError, ScoringError, HydraException, OmegaConfBaseException) as error:
-        print(f"slt-evaluate: {error}", file=sys.stderr)
+    except EXPECTED_ERRORS as error:
+        print(f"slt-evaluate: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

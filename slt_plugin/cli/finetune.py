@@ -3,7 +3,7 @@
 usage: slt-finetune --config-name NAME [hydra options] [option=value ...]
 
     slt-finetune --config-name fingerspelling_pose task.data=data/fingerspelling \\
-        task.codec_path=data/fingerspelling/spm_char.model checkpoint.save_dir=runs/fingerspelling
+        task.codec_path=data/fingerspelling/char.model checkpoint.save_dir=runs/fingerspelling
 
 Own configs: --config-dir FOLDER (then fairseq-hydra-train with the same words does the same).
 """
@@ -14,16 +14,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import slt_plugin
-from slt_plugin.data.errors import DataError
+from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
+from slt_plugin.cli.overrides import parse
+from slt_plugin.common.errors import SltError
+from slt_plugin.common.messages import did_you_mean
 from slt_plugin.models.errors import OptionError
 
 PACKAGE = Path(slt_plugin.__file__).parent
 CONFIGS = PACKAGE / "config" / "finetune"
 
 
-def config_names() -> list[str]:
-    """The experiments that ship with the package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("_"))
+def config_names(folder: Path = CONFIGS) -> list[str]:
+    """The experiments of a config folder: by default those that ship with the package."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def check_config_name(name: str, folder: Path) -> None:
+    """Refuses a name without a file: Hydra would take fairseq's bare defaults for it.
+
+    Raises:
+        OptionError: no such folder or experiment.
+    """
+    if not folder.is_dir():
+        raise OptionError(f"--config-dir {folder} does not exist")
+    if not (folder / f"{name.removesuffix('.yaml')}.yaml").is_file():
+        names = config_names(folder)
+        raise OptionError(
+            f"--config-name {name}: no such experiment in {folder}{did_you_mean(name, names)}; "
+            f"experiments: {', '.join(names) or 'none'}"
+        )
 
 
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
@@ -60,20 +79,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{__doc__}\nexperiments: {', '.join(config_names())}")
         return 0 if {"-h", "--help"} & set(arguments) else 2
 
+    from hydra._internal.utils import get_args
+
+    words = hydra_arguments(arguments)
+    options = get_args(words)
+    try:
+        if options.config_path is None:  # else Hydra looks in several places
+            check_config_name(options.config_name, Path(options.config_dir))
+        overrides = parse(options.overrides, sweep=options.multirun)
+    except EXPECTED_ERRORS as error:
+        return _failed(one_line(error))
+
     import torch
     from fairseq_cli.hydra_train import cli_main
 
     import slt_plugin.tasks  # noqa: F401  registers everything
-    from slt_plugin.checkpoints.keymaps import CheckpointError
-    from slt_plugin.text.errors import CodecError
+    from slt_plugin.cli.training_options import check_overrides, explain
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit before the message below
-
-    sys.argv = ["slt-finetune", *hydra_arguments(arguments)]
+    sys.argv = ["slt-finetune", *words]
     try:
         check_ranks(arguments, torch.cuda.device_count())
+        check_overrides(overrides)
         cli_main()
-    except (DataError, CodecError, CheckpointError, OptionError) as error:
-        print(f"slt-finetune: {error}", file=sys.stderr)
-        return 1
+    except SltError as error:
+        return _failed(one_line(error))
+    except EXPECTED_ERRORS as error:
+        return _failed(explain(error, overrides))
     return 0
+
+
+def _failed(message: str) -> int:
+    print(f"slt-finetune: {message}", file=sys.stderr)
+    return 1

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from slt_plugin.checkpoints.keymaps import TARRES, CheckpointError, convert, fit
-from slt_plugin.models.errors import OptionError
+from slt_plugin.common.errors import SltError
 from slt_plugin.text.errors import CodecError
 
 # our model option -> theirs, where the value is the same
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (CheckpointError, CodecError, OptionError) as error:
+    except SltError as error:
         print(f"slt-import-checkpoint: {error}", file=sys.stderr)
         return 1
     return 0

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slt_plugin.data.errors import DataError
+from slt_plugin.common.errors import SltError
+from slt_plugin.common.messages import listing
 from slt_plugin.data.manifest import Row, read_manifest
-from slt_plugin.scoring.errors import ScoringError, listing
+from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.fairseq_output import GenerateOutput, read_generate_output
 from slt_plugin.scoring.hypotheses import Hypothesis, read_hypotheses, read_text, write_hypotheses
 from slt_plugin.scoring.report import (
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_combination(parser, args)
     try:
         _run(args)
-    except (ScoringError, DataError) as error:
+    except SltError as error:
         print(f"slt-score: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -70,20 +70,22 @@ def check_ctc_lengths(path: Path, dataset: SignDataset, stride: int, augment_spe
     Raises:
         DataError: all rows would be ignored.
     """
-    short, lengths = [], []
+    short, lengths, hopeless = [], [], 0
+    fastest = 1 + augment_speed if dataset.training else 1
     for row, steps, target in zip(dataset.rows, dataset.source_lengths, dataset.targets, strict=True):
-        shortest = int(steps / (1 + augment_speed)) if dataset.training else int(steps)
-        encoder_steps = -(-shortest // stride)
         needed = len(target) - 1 + int((target[1:] == target[:-1]).sum())  # a blank between equal neighbours
+        hopeless += -(-int(steps) // stride) < needed
+        encoder_steps = -(-int(steps / fastest) // stride)
         if encoder_steps < needed:
             short.append(row)
             lengths.append(f"{encoder_steps} steps, {needed} needed")
     if not short:
         return
     message = (
-        f"{path}: CTC ignores {len(short)} of {len(dataset)} rows, whose encoder steps are fewer than their text "
-        f"needs: {name_rows(short, lengths)}. Lower the strides or task.step_frames, or check the segments"
+        f"{path}: CTC ignores {len(short)} of {len(dataset)} rows, whose encoder steps are fewer than their text needs"
+        f"{' when augmentation plays them fastest' if fastest > 1 else ''}: {name_rows(short, lengths)}. "
+        "Lower the strides or task.step_frames, or check the segments"
     )
-    if len(short) == len(dataset):
+    if hopeless == len(dataset):
         raise DataError(message)
     logger.warning(message)

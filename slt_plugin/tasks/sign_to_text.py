@@ -250,13 +250,19 @@ class SignToTextTask(FairseqTask):
 
     def _language_ids(self, rows, path: Path) -> list[int] | None:
         """The token that starts each row's target, for vocabularies with languages (mBART); else None."""
-        if not self.codec.has_languages:
+        if not self.codec.languages:
             if self.cfg.target_lang:
                 raise OptionError(
                     f"task.target_lang={self.cfg.target_lang}: the vocabulary has no language tokens; leave it out, or "
                     "choose a vocabulary with languages (mBART: task.codec_languages=mbart_cc25)"
                 )
             return None
+        if not set(self.codec.languages) <= set(MBART_CC25):
+            # mBART-50, NLLB and M2M-100 begin with </s> and take the language for their first target token
+            raise OptionError(
+                "the vocabulary's languages are not those of mBART-cc25, the only multilingual model whose targets "
+                "begin with the language token as here: use an mBART-cc25 vocabulary, or one without languages"
+            )
         ids = []
         for row in rows:
             language = self.cfg.target_lang or row.text_lang

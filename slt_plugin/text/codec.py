@@ -50,9 +50,9 @@ class TextCodec:
         return self._filled().prepend_bos
 
     @property
-    def has_languages(self) -> bool:
-        """The vocabulary marks languages with tokens of their own (mBART, NLLB, M2M-100)."""
-        return bool(self._filled().vocabulary.languages)
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that have tokens of their own (mBART, NLLB, M2M-100); mostly none."""
+        return tuple(self._filled().vocabulary.languages)
 
     def encode(self, text: str) -> torch.LongTensor:
         """Text -> ids (n,), int64, EOS last, BOS first iff ``prepend_bos``.

@@ -1,0 +1,135 @@
+"""What ``slt-evaluate`` checks before it loads a model: its words, options, manifests, results folder, checkpoints."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from slt_plugin.checkpoints.keymaps import CheckpointError
+from slt_plugin.cli.overrides import parse
+from slt_plugin.common.messages import did_you_mean, listing
+from slt_plugin.data.errors import DataError
+from slt_plugin.data.manifest import read_manifest
+from slt_plugin.models.errors import OptionError
+
+MAY_BE_NULL = ("dataset.max_tokens",)  # where dataset.batch_size is given
+LOG_FORMATS = (None, "json", "none", "simple", "tqdm")  # of fairseq's progress bar
+
+
+def check_words(words: Sequence[str], defaults: dict) -> None:
+    """Refuses words that would have no effect, also those with Hydra's "+", and values of another type.
+
+    Args:
+        words: ``option=value``.
+        defaults: the content of evaluate.yaml.
+
+    Raises:
+        OptionError
+    """
+    known = _leaves(defaults)
+    for override in parse(words):
+        key = override.key_or_group
+        if key not in known:
+            raise OptionError(f"{key} is no option{did_you_mean(key, known)} (slt-evaluate --help lists all of them)")
+        if override.is_delete() or override.is_add():
+            raise OptionError(f"{override.input_line}: write {key}=VALUE, options are neither added nor removed")
+        value, default = override.value(), known[key]
+        wanted = type(default)
+        if wanted not in (bool, int, float) or (value is None and key in MAY_BE_NULL):
+            continue
+        numbers = (int, float) if wanted is float else wanted
+        if isinstance(value, bool) != (wanted is bool) or not isinstance(value, numbers):
+            names = {bool: "true or false", int: "a whole number", float: "a number"}
+            raise OptionError(f"{override.input_line}: {key} is {names[wanted]} (default: {default})")
+
+
+def check_options(cfg) -> None:
+    """Raises OptionError on values that no decoding can have."""
+    if cfg.generation.beam < 1:
+        raise OptionError(f"generation.beam={cfg.generation.beam}: at least 1 is needed")
+    for key in ("max_tokens", "batch_size"):
+        value = cfg.dataset[key]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise OptionError(f"dataset.{key}={value}: a whole number above 0, or null, is needed")
+    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+        raise OptionError("dataset.max_tokens and dataset.batch_size are both null: one must limit a batch")
+    if cfg.dataset.num_workers < 0:
+        raise OptionError(
+            f"dataset.num_workers={cfg.dataset.num_workers}: 0 (load in the main process) or more is needed"
+        )
+    if cfg.common.log_format not in LOG_FORMATS:
+        raise OptionError(
+            f"common.log_format={cfg.common.log_format}{did_you_mean(cfg.common.log_format, LOG_FORMATS[1:])}: "
+            f"{', '.join(LOG_FORMATS[1:])} or null is needed"
+        )
+
+
+def read_texts(directory: Path, subset: str) -> list[str]:
+    """The ids of all rows of ``<directory>/<subset>.tsv``.
+
+    Raises:
+        DataError: no such manifest, no rows, or rows without a text to score against.
+    """
+    path = directory / f"{subset}.tsv"
+    if not path.is_file():
+        found = sorted(p.stem for p in directory.glob("*.tsv"))
+        raise DataError(
+            f"{path} does not exist{did_you_mean(subset, found)}; manifests in data={directory}: "
+            f"{listing(found) or 'none'}"
+        )
+    rows = read_manifest(path)
+    lacking = [row.id for row in rows if not (row.text or "").strip()]
+    if lacking:
+        raise DataError(
+            f"{path}: {len(lacking)} of {len(rows)} rows have no text to score against: {listing(lacking)}. Fill the "
+            "column, or decode without scores (fairseq-generate)"
+        )
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    return [row.id for row in rows]
+
+
+def prepare_results(folder: Path, subsets: Sequence[str]) -> None:
+    """Makes ``<folder>/<subset>``. Raises OptionError where a file cannot be written there."""
+    for subset in subsets:
+        try:
+            (folder / subset).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder / subset):
+                pass
+        except OSError as error:
+            raise OptionError(
+                f"results={folder}: {folder / subset} cannot be written ({error.strerror}); give another folder"
+            ) from error
+
+
+def check_checkpoints(joined: str) -> list[Path]:
+    """The files of ``checkpoint=PATH[:PATH...]``.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or none that this plugin trained or imported.
+    """
+    import torch
+
+    from slt_plugin.checkpoints.safe import find_problem
+
+    paths = [Path(path) for path in joined.split(":")]
+    for path in paths:
+        problem = find_problem(path)
+        if problem is not None and "weights only" in problem.lower():
+            # torch would advise to switch its protection off
+            problem = "it is no torch file, or holds objects (beyond tensors and plain values) that could run code"
+        if problem is not None:
+            raise CheckpointError(f"checkpoint={path} cannot be loaded: {problem}")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not state.get("task_state"):
+            raise CheckpointError(
+                f"checkpoint={path} is no slt_plugin checkpoint; import it with slt-import-checkpoint"
+            )
+    return paths
+
+
+def _leaves(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Dotted key -> default of every option; a list is one option, "???" (mandatory) reads as a text."""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

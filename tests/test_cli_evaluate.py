@@ -1,0 +1,180 @@
+"""slt-evaluate: what is refused before decoding, and what is written. The model is untrained."""
+
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+from conftest import write_pose_corpus
+from omegaconf import OmegaConf
+
+import slt_plugin.tasks  # noqa: F401
+from slt_plugin.cli import evaluate
+from slt_plugin.cli.import_checkpoint import _configuration, _write
+from slt_plugin.data.manifest import read_manifest, write_manifest
+from slt_plugin.models.sign_to_text import SignToTextConfig
+from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
+
+
+@pytest.fixture(scope="module")
+def checkpoint(spm_model, tmp_path_factory):
+    """Untrained, of lower-cased text, for sources of up to 90 steps."""
+    task = SignToTextTask(
+        SignToTextTaskConfig(data="", codec_path=str(spm_model), pose_parts="body,right_hand", lowercase=True,
+                             train_subset="train", seed=1, eval_bleu=False)
+    )  # fmt: skip
+    config = SignToTextConfig(source_encoder="pose", pose_dim=16, encoder_layers=1, decoder_layers=1,
+                              encoder_embed_dim=16, decoder_embed_dim=16, encoder_ffn_embed_dim=16,
+                              decoder_ffn_embed_dim=16)  # fmt: skip
+    cfg = _configuration(task.cfg, config)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "checkpoint_best.pt"
+    _write(path, cfg, task, task.build_model(cfg.model))
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Rows of 35 to 49 steps."""
+    return write_pose_corpus(tmp_path_factory.mktemp("data") / "corpus", {"test": 5, "dev": 3})
+
+
+@pytest.fixture
+def run(checkpoint, corpus, tmp_path, capsys):
+    """Runs slt-evaluate in this process with small options; returns (exit code, stdout, stderr)."""
+
+    def call(*words, **options):
+        given = {"checkpoint": checkpoint, "data": corpus, "results": tmp_path / "results"} | options
+        small = ["common.cpu=true", "dataset.num_workers=0", "generation.beam=1", "generation.max_len_b=5"]
+        code = evaluate.main([*small, *(f"{key}={value}" for key, value in given.items()), *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def refused(result) -> str:
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.startswith("slt-evaluate: ")]
+    assert code == 1 and not out and len(lines) == 1 and "Traceback" not in err, err
+    return lines[0]
+
+
+def long_row(corpus, tmp_path):
+    """A copy of the test manifest whose row test-3 is 100 steps long."""
+    rows = read_manifest(corpus / "test.tsv")
+    lines = []
+    for row in rows:
+        fields = {name: getattr(row, name) for name in row.__slots__}
+        if row.id == "test-3":
+            fields |= {"start": 0.0, "end": 100 / row.fps, "num_frames": 100}
+        lines.append(type(row)(**fields))
+    write_manifest(tmp_path / "test.tsv", lines)
+    return {"data": tmp_path, "media_root": corpus}
+
+
+def test_results_name_everything_that_made_them(run, checkpoint, tmp_path, corpus):
+    code, out, _ = run("metrics=bleu4", "subset=[test,dev]")
+    assert code == 0 and "test.tsv: 5 rows -> " in out and "dev.tsv: 3 rows" in out
+    found = json.loads((tmp_path / "results/test/metrics.json").read_text())
+    assert list(found["metrics"]) == ["bleu4"] and "tok:13a" in found["signatures"]["bleu4"]
+    assert (found["rows"], found["sentences"], found["skipped"]) == (5, 5, [])
+    assert found["checkpoints"] == [str(checkpoint)] and found["seed"] == 1
+    assert found["generation"]["beam"] == 1 and found["generation"]["max_len_b"] == 5
+    lines = [json.loads(line) for line in (tmp_path / "results/test/hypotheses.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"test-{i}" for i in range(5)]
+
+
+def test_too_long_rows_are_refused_with_this_commands_option(run, corpus, tmp_path):
+    line = refused(run("dataset.max_source_positions=90", **long_row(corpus, tmp_path)))
+    assert "test-3" in line and "dataset.skip_invalid_size_inputs=true" in line and "_valid_test" not in line
+
+
+def test_skipped_rows_are_counted_and_named(run, corpus, tmp_path):
+    options = ("dataset.skip_invalid_size_inputs=true", "dataset.max_source_positions=90")
+    code, out, _ = run(*options, **long_row(corpus, tmp_path))
+    assert code == 0 and "4 of 5 rows (skipped: test-3)" in out
+    found = json.loads((tmp_path / "results/test/metrics.json").read_text())
+    assert (found["rows"], found["sentences"], found["skipped"]) == (5, 4, ["test-3"])
+
+
+def test_batch_smaller_than_a_row(run):
+    line = refused(run("dataset.max_tokens=10"))
+    assert "dataset.max_tokens=10" in line and "_valid_test" not in line
+
+
+def test_case_of_the_references(run, caplog):
+    with caplog.at_level(logging.WARNING):
+        run()
+        assert "lowercase=true" in caplog.text
+        caplog.clear()
+        run("lowercase=true")
+        assert "lowercase=true" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("+generation.max_len=3", "generation.max_len is no option; did you mean 'generation.max_len_b'?"),
+        ("generation.beem=3", "did you mean 'generation.beam'?"),
+        ("generation.nbest=3", "generation.nbest is no option"),
+        ("hydra.run.dir=x", "hydra.run.dir is no option"),
+        ("generation={beam:2}", "generation is no option"),
+        ("~generation.beam", "neither added nor removed"),
+        ("+generation.beam=2", "neither added nor removed"),
+        ("generation.beam=0", "at least 1"),
+        ("generation.beam=many", "generation.beam is a whole number"),
+        ("generation.beam=true", "generation.beam is a whole number"),
+        ("generation.lenpen=a", "generation.lenpen is a number"),
+        ("lowercase=1", "lowercase is true or false"),
+        ("dataset.max_tokens=null", "both null"),
+        ("dataset.batch_size=0", "dataset.batch_size=0"),
+        ("dataset.num_workers=-1", "dataset.num_workers=-1"),
+        ("common.log_format=jsn", "did you mean 'json'?"),
+        ("metrics=blue4", "did you mean 'bleu4'?"),
+        ("subset=test,dev", "'subset=[test,dev]'"),
+        ("subset=tst", "did you mean 'test'?; manifests in data="),
+        ("results=/proc/x", "results=/proc/x"),
+        ("checkpoint=nothing.pt", "checkpoint=nothing.pt cannot be loaded: no such file"),
+    ],
+)
+def test_refused_before_the_model_is_loaded(run, monkeypatch, word, expected):
+    monkeypatch.setattr(evaluate, "Decoder", None)
+    assert expected in refused(run(word))
+
+
+def test_missing_options_are_named(capsys):
+    assert evaluate.main(["data=x"]) == 1
+    assert "data" in capsys.readouterr().err
+    assert evaluate.main(["subset=test"]) == 1
+    assert capsys.readouterr().err.strip() == "slt-evaluate: Missing mandatory value: data"
+
+
+def test_rows_without_text_are_named(run, corpus, tmp_path):
+    rows = [type(row)(row.id, row.path, None if i in (1, 3) else row.text) for i, row in
+            enumerate(read_manifest(corpus / "test.tsv"))]  # fmt: skip
+    write_manifest(tmp_path / "test.tsv", rows)
+    line = refused(run(data=tmp_path, media_root=corpus))
+    assert "2 of 5 rows have no text to score against: test-1, test-3." in line
+
+
+class Code:
+    """An object that torch refuses to read."""
+
+
+def test_checkpoints_that_cannot_be_used(run, checkpoint, tmp_path):
+    torch.save({"model": {}, "other": Code()}, tmp_path / "code.pt")
+    line = refused(run(checkpoint=tmp_path / "code.pt"))
+    assert "could run code" in line and "weights_only" not in line and "trust" not in line
+    (tmp_path / "half.pt").write_bytes(checkpoint.read_bytes()[:2000])
+    assert "half.pt cannot be loaded" in refused(run(checkpoint=f"{checkpoint}:{tmp_path / 'half.pt'}"))
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(3))
+    assert "old.pt cannot be loaded" in refused(run(checkpoint=tmp_path / "old.pt"))
+    torch.save({"model": {}, "task_state": {}}, tmp_path / "other.pt")
+    assert "import it with slt-import-checkpoint" in refused(run(checkpoint=tmp_path / "other.pt"))
+
+
+def test_config_has_no_options_without_effect():
+    options = OmegaConf.load(evaluate.CONFIGS / "evaluate.yaml")
+    assert "hydra" not in options and "nbest" not in options.generation
