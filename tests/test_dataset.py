@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from slt_plugin.common.errors import SltError
 from slt_plugin.data.dataset import SignDataset
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
@@ -110,6 +111,14 @@ def test_clip_slowed_down_beyond_the_limit_is_played_at_the_speed_that_fits():
     assert slowed[0, 0] == 0
     assert slowed[-1, 0] == 9
     assert len(SignDataset(rows, Slowed(), **options)[0]["source"]) == 10
+
+
+def test_text_that_cannot_be_encoded_names_its_row():
+    def refuse(text):
+        raise SltError("it spells a special token")
+
+    with pytest.raises(DataError, match="row b: it spells a special token"):
+        SignDataset([Row("b", "x", "text", num_frames=1)], CountingSource(), encode=refuse, pad=PAD, eos=EOS)
 
 
 def test_order_is_by_length_and_shuffled_in_training_only():

@@ -75,6 +75,14 @@ def test_encoder_output_follows_fairseq_and_ignores_padding():
     assert model.max_positions() == (1024 * 4, 64)
 
 
+def test_features_do_not_drown_the_positions_at_the_start():
+    """fairseq multiplies embeddings by sqrt(width): the adapter begins that much smaller."""
+    model = build(adapter_stride=1).eval()
+    features, mask = model.encoder.source_encoder(batch()["src_tokens"], torch.zeros(2, 21, dtype=torch.bool))
+    embedded = model.encoder.adapter(features, mask)[0] * model.encoder.text_encoder.embed_scale
+    assert 0.5 < embedded.std() < 2
+
+
 def test_incremental_decoding_equals_full():
     model, inputs = build().eval(), batch()
     encoder_out = model.encoder(inputs["src_tokens"], inputs["src_lengths"])

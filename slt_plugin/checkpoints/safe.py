@@ -248,14 +248,26 @@ def load_checkpoint(cfg, trainer, **passthrough_args):
 
 def _compare_task_state(cfg, choice: str | None, trainer) -> None:
     """Lets a task of ours refuse a checkpoint of another vocabulary or source: fairseq asks it only when decoding."""
-    name = choice if choice is not None else cfg.continue_once or cfg.finetune_from_model
-    if name is None or not type(trainer.task).__module__.startswith("slt_plugin."):
+    if not type(trainer.task).__module__.startswith("slt_plugin."):
         return
-    name = name.removesuffix(".pt") + f"{trainer.checkpoint_suffix}.pt"
-    path = Path(cfg.save_dir) / name if choice == LAST else Path(name)
-    task_state = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("task_state")
+    if choice is not None:
+        file = Path(cfg.save_dir) / choice if choice == LAST else Path(choice)
+        path = file.with_name(f"{file.name.removesuffix('.pt')}{trainer.checkpoint_suffix}.pt")
+    else:
+        path = cfg.continue_once or cfg.finetune_from_model  # fairseq adds no suffix to these
+    if path is None or PathManager.path_requires_pathmanager(str(path)):
+        return
+    task_state = read_task_state(Path(path))
     if task_state:
         trainer.task.load_state_dict(task_state)
+
+
+def read_task_state(path: Path) -> dict | None:
+    """What the task stored in a checkpoint (here: vocabulary and source options); None where there is nothing."""
+    mmap = zipfile.is_zipfile(
+        path
+    )  # reads the weights only when asked for; the format before torch 1.6 has no such way
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap).get("task_state")
 
 
 def choose_restore_file(cfg, suffix: str) -> str | None:

@@ -107,9 +107,7 @@ def check_checkpoints(joined: str) -> list[Path]:
     Raises:
         CheckpointError: a file is missing, damaged, or none that this plugin trained or imported.
     """
-    import torch
-
-    from slt_plugin.checkpoints.safe import find_problem
+    from slt_plugin.checkpoints.safe import find_problem, read_task_state
 
     paths = [Path(path) for path in joined.split(":")]
     for path in paths:
@@ -119,8 +117,7 @@ def check_checkpoints(joined: str) -> list[Path]:
             problem = "it is no torch file, or holds objects (beyond tensors and plain values) that could run code"
         if problem is not None:
             raise CheckpointError(f"checkpoint={path} cannot be loaded: {problem}")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not state.get("task_state"):
+        if not read_task_state(path):
             raise CheckpointError(
                 f"checkpoint={path} is no slt_plugin checkpoint; import it with slt-import-checkpoint"
             )

@@ -9,19 +9,17 @@ from fairseq.data import FairseqDataset, data_utils
 from torch import Tensor
 
 from slt_plugin.common.errors import SltError
+from slt_plugin.common.messages import listing
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.sources import Source
 
 logger = logging.getLogger(__name__)
 
-SHOWN_ROWS = 10  # rows named in a message about many rows
 
-
-def name_rows(rows: Sequence[Row], lengths: Sequence[int]) -> str:
-    """'a (812), b (640), ... and 3 more' for messages."""
-    named = ", ".join(f"{row.id} ({n})" for row, n in zip(rows[:SHOWN_ROWS], lengths, strict=False))
-    return named + (f", ... and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")
+def name_rows(rows: Sequence[Row], lengths: Sequence[object]) -> str:
+    """'a (812), b (640) and 3 more' for messages."""
+    return listing([f"{row.id} ({length})" for row, length in zip(rows, lengths, strict=True)])
 
 
 def _encode(row: Row, encode: Callable[[str], Tensor]) -> Tensor:
