@@ -88,3 +88,27 @@ def run_command(*words, cwd=ROOT, check: bool = True, timeout: float = 300) -> s
             f"{' '.join(map(str, words))} exited {result.returncode}:\n{(result.stdout + result.stderr)[-6000:]}"
         )
     return result
+
+
+def write_video_corpus(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
+    """Manifests ``<split>.tsv`` over one small video a row; each letter of its text is a colour of the frame."""
+    from video_helpers import write_video
+
+    (folder / "videos").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    colours = {"a": (200, 60, 60), "b": (60, 200, 60), "c": (60, 60, 200), "d": (200, 200, 60), " ": (20, 20, 20)}
+    for split, size in sizes.items():
+        rows = []
+        for i in range(size):
+            text = " ".join(rng.choice(["ab", "cad", "dab", "bcd"], size=2))
+            images = [np.full((64, 64, 3), colours[c], np.uint8) for c in text for _ in range(rng.integers(5, 8))]
+            path = f"videos/{split}-{i}.mp4"
+            write_video(folder / path, images, fps=FPS)
+            rows.append(Row(f"{split}-{i}", path, text, num_frames=len(images), fps=FPS, text_lang="en"))
+        write_manifest(folder / f"{split}.tsv", rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def video_corpus(tmp_path_factory) -> Path:
+    return write_video_corpus(tmp_path_factory.mktemp("videos") / "corpus", {"train": 12, "valid": 5, "test": 7})

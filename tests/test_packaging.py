@@ -26,7 +26,10 @@ CHECKED = {  # DESIGN's set: seen to install and import together
     "submitit": "1.5.4",
 }
 INSTALLED_BY_SCRIPTS = ("hf", "prep", "track", "dev")
-CLI_HELPERS = {"__init__", "errors", "overrides", "training_options", "evaluation_checks"}  # files without a command
+CLI_HELPERS = {  # files without a command of their own
+    "__init__", "adopt_features", "decoding", "errors", "evaluation_checks", "overrides", "progress",
+    "training_options",
+}  # fmt: skip
 COMMAND_FILES = sorted(p for p in (ROOT / "slt_plugin/cli").glob("*.py") if p.stem not in CLI_HELPERS)
 
 

@@ -25,9 +25,10 @@ def dictionary(symbols: int = 6) -> Dictionary:
 def build(config=TinyConfig, symbols=6, **options) -> SignToTextModel:
     torch.manual_seed(0)
     cfg = config(**{"max_target_positions": 64, "source_encoder": "pose", **options})
-    return SignToTextModel.build_model(
-        cfg, SimpleNamespace(target_dictionary=dictionary(symbols), source_channels=CHANNELS)
+    task = SimpleNamespace(
+        target_dictionary=dictionary(symbols), source_channels=CHANNELS, cfg=SimpleNamespace(source="pose")
     )
+    return SignToTextModel.build_model(cfg, task)
 
 
 def batch():

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset, data_utils
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from slt_plugin.common.errors import SltError
 from slt_plugin.common.messages import listing
+from slt_plugin.data.clips import Clips, VideoSource
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.sources import Source
@@ -34,7 +36,7 @@ class SignDataset(FairseqDataset):
 
     Args:
         rows: the manifest's rows; row i is sample id i.
-        source: reads a row's media into (T, C).
+        source: reads a row's media into (T, ...), time first.
         encode: text to token ids (U,) ending in EOS; None where rows are only decoded.
         pad, eos: dictionary indices.
         language_ids: for each row the token that starts its target (mBART), or None for EOS.
@@ -44,6 +46,7 @@ class SignDataset(FairseqDataset):
         seed: of shuffling and augmentation.
         max_steps: the longest source the model takes; a clip that augmentation slows down beyond it is played at the
             speed that just fits.
+        max_clips: the most clips of raw video in a batch; 0: no limit.
     """
 
     def __init__(
@@ -59,16 +62,24 @@ class SignDataset(FairseqDataset):
         decoding: bool = False,
         seed: int = 1,
         max_steps: int | None = None,
+        max_clips: int = 0,
     ):
         self.rows = rows
         self.source = source
         self.pad, self.eos = pad, eos
         self.training, self.decoding = training, decoding
         self.seed = seed
-        self.max_steps = max_steps
+        self.max_steps, self.max_clips = max_steps, max_clips
         self.epoch = 1
+        self.reads_media = True  # False: batches are empty (see `SignToTextTask.load_dataset`)
         self.start_tokens = np.array(language_ids if language_ids is not None else [eos] * len(rows), dtype=np.int64)
-        self.source_lengths = np.array([source.num_steps(row) for row in rows], dtype=np.int64)
+        self.clip_counts: np.ndarray | None = None  # of raw video, for each row
+        if isinstance(source, VideoSource):
+            lengths = [source.clip_lengths(row) for row in rows]
+            self.clip_counts = np.array([len(clips) for clips in lengths], dtype=np.int64)
+            self.source_lengths = np.array([sum(clips) for clips in lengths], dtype=np.int64)
+        else:
+            self.source_lengths = np.array([source.num_steps(row) for row in rows], dtype=np.int64)
         self.targets = [None if row.text is None else _encode(row, encode) for row in rows]
         self.target_lengths = np.array([0 if t is None else len(t) for t in self.targets], dtype=np.int64)
 
@@ -77,26 +88,43 @@ class SignDataset(FairseqDataset):
         # fairseq would keep epoch 1's shuffle and worker processes for ever, and a resumed run could not repeat that
         return not self.training
 
+    @property
+    def supports_fetch_outside_dataloader(self) -> bool:
+        # fairseq would decode its first batch of video in the main process at every start
+        return self.clip_counts is None
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict | None:
+        if not self.reads_media:
+            return None
         rng = np.random.default_rng((self.seed, self.epoch, int(index))) if self.training else None
         source = self.source.load(self.rows[index], epoch=self.epoch, rng=rng)
+        if isinstance(source, Clips):
+            return {
+                "id": int(index),
+                "source": source.frames,
+                "clips": torch.tensor(source.lengths, dtype=torch.int64),
+                "target": self.targets[index],
+            }
         if rng is not None and self.max_steps is not None and len(source) > self.max_steps:
             source = source[torch.linspace(0, len(source) - 1, self.max_steps).round().long()]
         return {"id": int(index), "source": source, "target": self.targets[index]}
 
-    def collater(self, samples: list[dict]) -> dict:
-        """Samples to a fairseq batch: ``src_tokens`` (B, T, C) float32 zero-padded, tokens (B, U) padded right."""
-        if not samples:
+    def collater(self, samples: list[dict | None]) -> dict:
+        """Samples to a fairseq batch: ``src_tokens`` (B, T, C) float32 zero-padded, tokens (B, U) padded right.
+
+        Raw video: ``src_tokens`` (B, F, 3, S, S) uint8, and ``src_clips`` (B, N), the frames of each row's clips.
+        """
+        if not samples or not self.reads_media:
             return {}
         ids = [s["id"] for s in samples]
         lengths = torch.tensor([len(s["source"]) for s in samples], dtype=torch.int64)
-        src_tokens = torch.nn.utils.rnn.pad_sequence([s["source"] for s in samples], batch_first=True)  # B x T x C
+        src_tokens = pad_sequence([s["source"] for s in samples], batch_first=True)  # B x T x ...
         batch = {
             "id": torch.tensor(ids, dtype=torch.int64),
             "nsentences": len(samples),
@@ -107,6 +135,8 @@ class SignDataset(FairseqDataset):
             "texts": [self.rows[i].text for i in ids],
             "row_ids": [self.rows[i].id for i in ids],
         }
+        if self.clip_counts is not None:
+            batch["net_input"]["src_clips"] = pad_sequence([s["clips"] for s in samples], batch_first=True)  # B x N
         if all(s["target"] is not None for s in samples):
             targets = [s["target"] for s in samples]
             prev = [torch.cat([batch["start_tokens"][i : i + 1], t[:-1]]) for i, t in enumerate(targets)]
@@ -138,8 +168,17 @@ class SignDataset(FairseqDataset):
         """Batches of one start token each, holding every index: fairseq's own rounding to a multiple drops rows.
 
         Raises:
-            DataError: rows longer than ``max_tokens`` (fairseq would fail on an anonymous assertion).
+            DataError: rows longer than ``max_tokens`` (fairseq would fail on an anonymous assertion) or than
+                ``max_clips``.
         """
+        if self.clip_counts is not None and self.max_clips:
+            long = indices[self.clip_counts[indices] > self.max_clips]
+            if len(long):
+                raise DataError(
+                    f"{len(long)} row(s) have more clips than task.max_clips={self.max_clips}: "
+                    f"{name_rows([self.rows[i] for i in long], self.clip_counts[long])}. Raise task.max_clips, cut the "
+                    "rows, or keep their beginning with task.truncate_clips"
+                )
         if max_tokens is not None:
             long = [i for i in indices if self.source_lengths[i] > max_tokens]
             if long:
@@ -154,7 +193,20 @@ class SignDataset(FairseqDataset):
             # one start token a batch, because fairseq's generator takes a single one
             same = indices[self.start_tokens[indices] == token]
             batches += super().batch_by_size(same, max_tokens, max_sentences, required_batch_size_multiple=1)
-        return batches
+        return [part for batch in batches for part in self._within_max_clips(np.asarray(batch))]
+
+    def _within_max_clips(self, batch: np.ndarray) -> list[np.ndarray]:
+        """The batch, cut where it would hold more than ``max_clips`` clips."""
+        if self.clip_counts is None or not self.max_clips:
+            return [batch]
+        parts, clips = [[]], 0
+        for index in batch:
+            if clips + self.clip_counts[index] > self.max_clips:
+                parts.append([])
+                clips = 0
+            parts[-1].append(index)
+            clips += self.clip_counts[index]
+        return [np.array(part) for part in parts]
 
     def filter_indices_by_size(self, indices, max_sizes):
         """Splits indices into those within (source steps, target tokens) and those beyond either."""

@@ -1,10 +1,9 @@
 """From a source tensor to fairseq's ``encoder_out``: source encoder -> adapter -> text encoder.
 
 One contract for every source, so that every decoder goes with every encoder: a source encoder takes (B, T, C) and a
-padding mask (B, T), True = padding, and returns (B, T', out_dim) with its padding mask (B, T').
+padding mask (B, T), True = padding, and returns (B, T', out_dim) with its padding mask (B, T'), where T' is T divided
+by its ``stride``. The encoder of raw video takes frames (B, F, 3, S, S) and, instead of the mask, lengths of clips.
 """
-
-import math
 
 import torch
 from fairseq.models import FairseqEncoder
@@ -12,15 +11,18 @@ from fairseq.models.transformer import TransformerConfig, TransformerEncoderBase
 from torch import Tensor, nn
 
 from slt_plugin.models.errors import OptionError
+from slt_plugin.models.video_encoder import build_video_encoder
 from slt_plugin.modules.adapter import Adapter
 from slt_plugin.modules.padding import lengths_to_padding_mask
 from slt_plugin.modules.pose_encoder import PoseEncoder
 
-SOURCE_ENCODERS = ("pose", "none")
+SOURCE_ENCODERS = ("pose", "none", "signhiera")
 
 
 class IdentityEncoder(nn.Module):
     """No source encoder: pre-extracted features (or raw landmarks) go straight to the adapter."""
+
+    stride = 1
 
     def __init__(self, out_dim: int):
         super().__init__()
@@ -40,8 +42,21 @@ def parse_strides(strides: str) -> list[int]:
         ) from error
 
 
-def build_source_encoder(cfg, channels: int) -> nn.Module:
-    """The source encoder that ``cfg.source_encoder`` names, for sources of ``channels`` values per step."""
+def build_source_encoder(cfg, task) -> nn.Module:
+    """The source encoder that ``cfg.source_encoder`` names, for the sources of ``task``.
+
+    Raises:
+        OptionError: an encoder of video for other sources, or the other way round.
+    """
+    reads_video = cfg.source_encoder == "signhiera"
+    if reads_video != (task.cfg.source == "video"):
+        raise OptionError(
+            f"model.source_encoder={cfg.source_encoder} does not go with task.source={task.cfg.source}: raw video is "
+            "read by signhiera, and by nothing else"
+        )
+    if reads_video:
+        return build_video_encoder(cfg, task.cfg)
+    channels = task.source_channels
     if cfg.source_encoder == "none":
         return IdentityEncoder(channels)
     return PoseEncoder(
@@ -51,12 +66,6 @@ def build_source_encoder(cfg, channels: int) -> nn.Module:
         kernel_size=cfg.pose_kernel_size,
         dropout=cfg.source_dropout,
     )
-
-
-def source_stride(cfg) -> int:
-    """Source steps per encoder output step: the product of all temporal strides."""
-    strides = parse_strides(cfg.pose_strides) if cfg.source_encoder == "pose" else [1]
-    return math.prod(strides) * cfg.adapter_stride
 
 
 class TextEncoder(TransformerEncoderBase):
@@ -75,21 +84,32 @@ class TextEncoder(TransformerEncoderBase):
 
 
 class SignEncoder(FairseqEncoder):
-    """Source encoder, adapter and text encoder in a row."""
+    """Source encoder, adapter and text encoder in a row.
 
-    def __init__(self, source_encoder: nn.Module, adapter: Adapter, text_encoder: TextEncoder, *, stride: int):
+    ``stride``: source steps per output step, the product of all temporal strides.
+    """
+
+    def __init__(self, source_encoder: nn.Module, adapter: Adapter, text_encoder: TextEncoder):
         super().__init__(dictionary=None)
         self.source_encoder = source_encoder
         self.adapter = adapter
         self.text_encoder = text_encoder
-        self.stride = stride
+        self.stride = source_encoder.stride * adapter.stride
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> dict[str, list[Tensor]]:
-        """src_tokens (B, T, C) float, src_lengths (B,) steps -> fairseq's ``encoder_out`` (T' x B x D)."""
-        # fairseq-generate --fp16 halves the model but not its inputs
-        x = src_tokens.to(self.adapter.projection.weight.dtype)
-        padding_mask = lengths_to_padding_mask(src_lengths, x.size(1))
-        x, padding_mask = self.source_encoder(x, padding_mask)
+    def forward(
+        self, src_tokens: Tensor, src_lengths: Tensor, src_clips: Tensor | None = None
+    ) -> dict[str, list[Tensor]]:
+        """src_tokens (B, T, C) float, src_lengths (B,) steps -> fairseq's ``encoder_out`` (T' x B x D).
+
+        Raw video: src_tokens (B, F, 3, S, S) uint8, src_clips (B, N) frames of each row's clips.
+        """
+        if src_clips is not None:
+            x, padding_mask = self.source_encoder(src_tokens, src_clips)
+        else:
+            # fairseq-generate --fp16 halves the model but not its inputs
+            x = src_tokens.to(self.adapter.projection.weight.dtype)
+            padding_mask = lengths_to_padding_mask(src_lengths, x.size(1))
+            x, padding_mask = self.source_encoder(x, padding_mask)
         x, padding_mask = self.adapter(x, padding_mask)
         return self.text_encoder(x, padding_mask)
 

@@ -15,7 +15,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from slt_plugin.checkpoints.importer import load_pretrained_text
-from slt_plugin.models.encoders import SOURCE_ENCODERS, SignEncoder, TextEncoder, build_source_encoder, source_stride
+from slt_plugin.models.encoders import SOURCE_ENCODERS, SignEncoder, TextEncoder, build_source_encoder
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.freezing import select_parameters
 from slt_plugin.models.precision import Fp16Guard
@@ -33,12 +33,31 @@ class SignToTextConfig(FairseqDataclass):
     # source side
     source_encoder: ChoiceEnum(SOURCE_ENCODERS) = field(
         default="none",
-        metadata={"help": "what reads the source before the adapter: 'pose' (temporal convolutions) or 'none'"},
+        metadata={
+            "help": "what reads the source before the adapter: 'pose' (temporal convolutions), 'signhiera' (raw "
+            "video) or 'none'"
+        },
     )
     pose_dim: int = field(default=256, metadata={"help": "width of the pose encoder"})
     pose_strides: str = field(default="2,1,2", metadata={"help": "temporal stride of each pose encoder block"})
     pose_kernel_size: int = field(default=5, metadata={"help": "odd width of its convolutions, in steps"})
     source_dropout: float = field(default=0.1, metadata={"help": "dropout of the source encoder"})
+    signhiera_variant: str = field(default="base_128x224", metadata={"help": "size of the SignHiera"})
+    signhiera_pretrained: Optional[str] = field(
+        default=None, metadata={"help": "checkpoint that the SignHiera starts from"}
+    )
+    signhiera_trainable_blocks: int = field(
+        default=0,
+        metadata={"help": "how many of its last blocks are trained; 0: it is frozen, -1: all of it is trained"},
+    )
+    signhiera_lr_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "learning rate of each block of the SignHiera over that of the next; with optimizer "
+            "adam_layer_decay"
+        },
+    )
+    signhiera_drop_path: float = field(default=0.0, metadata={"help": "DropPath rate of its trained blocks"})
     adapter_stride: int = field(default=1, metadata={"help": "further temporal stride between source and text encoder"})
     # text side
     encoder_layers: int = field(default=6, metadata={"help": "text encoder layers"})
@@ -139,7 +158,8 @@ def _check_ctc_vocabulary(dictionary) -> None:
 class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
     """Sign encoder and fairseq Transformer decoder, with an optional CTC head on the encoder.
 
-    ``net_input`` is ``src_tokens`` (B, T, C) float, ``src_lengths`` (B,) and ``prev_output_tokens`` (B, U).
+    ``net_input`` is ``src_tokens`` (B, T, C) float, ``src_lengths`` (B,) and ``prev_output_tokens`` (B, U); of raw
+    video ``src_tokens`` (B, F, 3, S, S) uint8 and also ``src_clips`` (B, N).
     """
 
     def __init__(self, cfg: SignToTextConfig, encoder: SignEncoder, decoder: TransformerDecoderBase):
@@ -165,7 +185,7 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
         if cfg.ctc:
             _check_ctc_vocabulary(dictionary)
         text_config = transformer_config(cfg)
-        source_encoder = build_source_encoder(cfg, task.source_channels)
+        source_encoder = build_source_encoder(cfg, task)
         adapter = Adapter(in_dim=source_encoder.out_dim, out_dim=cfg.encoder_embed_dim, stride=cfg.adapter_stride)
         encoder_norm = cfg.layernorm_embedding and cfg.encoder_layernorm_embedding
         text_encoder = TextEncoder(replace(text_config, layernorm_embedding=encoder_norm))
@@ -181,12 +201,18 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
                 cfg.text_pretrained,
                 dictionary=dictionary,
             )
-        encoder = SignEncoder(source_encoder, adapter, text_encoder, stride=source_stride(cfg))
+        encoder = SignEncoder(source_encoder, adapter, text_encoder)
         return cls(cfg, encoder, decoder)
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor):
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        src_clips: Tensor | None = None,
+    ):
         """Returns logits (B, U, V) and the decoder's extra dict, with ``encoder_out`` added for CTC."""
-        encoder_out = self.encoder(src_tokens, src_lengths)
+        encoder_out = self.encoder(src_tokens, src_lengths, src_clips)
         logits, extra = self.decoder(prev_output_tokens, encoder_out=encoder_out)
         extra["encoder_out"] = encoder_out
         return logits, extra

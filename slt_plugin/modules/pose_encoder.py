@@ -1,5 +1,6 @@
 """Encoder of landmark sequences: per-frame embedding, then residual temporal convolutions."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class PoseEncoder(nn.Module):
         if any(stride < 1 for stride in strides):
             raise ValueError(f"pose_strides must be at least 1 each; got {list(strides)}")
         self.out_dim = dim
+        self.stride = math.prod(strides)
         self.frame_embedding = nn.Linear(in_channels, dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(TemporalConvBlock(dim, kernel_size, stride, dropout) for stride in strides)

@@ -4,6 +4,7 @@ fairseq imports this package through ``--user-dir``; Python code and the ``slt-*
 slt_plugin.tasks``, because fairseq registers nothing when ``slt_plugin`` is already imported.
 """
 
+import slt_plugin.models.layer_decay
 import slt_plugin.models.sign_to_text
 import slt_plugin.tasks.sign_to_text  # noqa: F401
 from slt_plugin.checkpoints import safe

@@ -1,28 +1,18 @@
 """What task ``sign_to_text`` checks before it trains, so that a mistake is an error and not a wrong number."""
 
 import logging
-from dataclasses import fields
 from pathlib import Path
 
 from slt_plugin.data.dataset import SignDataset, name_rows
 from slt_plugin.data.errors import DataError
-from slt_plugin.data.pose import PoseAugment
 from slt_plugin.models.errors import OptionError
+from slt_plugin.models.layer_decay import NAME as LAYER_DECAY
+from slt_plugin.models.layer_decay import has_lr_scales
 
 logger = logging.getLogger(__name__)
 
-POSE_OPTIONS = ("pose_parts", "pose_normalise", *(f"augment_{field.name}" for field in fields(PoseAugment)))
 HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "accuracy": True, "loss": False, "nll_loss": False, "ppl": False}
 MAX_UNKNOWN = 0.1  # share of unknown tokens in the training texts
-
-
-def refuse_pose_options(cfg, default) -> None:
-    """Raises OptionError where options of poses differ from their default: features have no use for them."""
-    given = [f"task.{name}" for name in POSE_OPTIONS if getattr(cfg, name) != getattr(default, name)]
-    if given:
-        raise OptionError(
-            f"task.source=features has no use for {', '.join(given)}: leave them out, or set task.source=pose"
-        )
 
 
 def check_best_metric(cfg) -> None:
@@ -37,6 +27,25 @@ def check_best_metric(cfg) -> None:
         raise OptionError(
             f"checkpoint.best_checkpoint_metric={metric} needs checkpoint.maximize_best_checkpoint_metric="
             f"{str(not maximize).lower()}, or the worst model is kept"
+        )
+
+
+def check_video_encoder(cfg) -> None:
+    """Raises OptionError where a frozen encoder of raw video would have random weights."""
+    frozen = cfg.source_encoder == "signhiera" and cfg.signhiera_trainable_blocks != -1
+    if frozen and not cfg.signhiera_pretrained:
+        raise OptionError(
+            f"model.signhiera_trainable_blocks={cfg.signhiera_trainable_blocks} freezes a SignHiera of random weights: "
+            "set model.signhiera_pretrained, or train all of it with model.signhiera_trainable_blocks=-1"
+        )
+
+
+def check_lr_decay(decay: float, optimizer) -> None:
+    """Raises OptionError where the optimizer would ignore ``model.signhiera_lr_decay``."""
+    if decay != 1.0 and not has_lr_scales(optimizer):
+        raise OptionError(
+            f"model.signhiera_lr_decay={decay} needs optimizer._name={LAYER_DECAY}, and with common.fp16 also "
+            "common.fp16_no_flatten_grads=true"
         )
 
 

@@ -2,108 +2,39 @@
 
 import logging
 from argparse import Namespace
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Optional
 
 import torch
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II, MISSING, OmegaConf
+from omegaconf import OmegaConf
 
-from slt_plugin.data.dataset import SignDataset
+from slt_plugin.data.clips import VideoSource
+from slt_plugin.data.dataset import SignDataset, name_rows
 from slt_plugin.data.errors import DataError
-from slt_plugin.data.manifest import read_manifest
-from slt_plugin.data.pose import PoseAugment, PoseOptions
-from slt_plugin.data.sources import FeatureSource, PoseSource, Source
+from slt_plugin.data.manifest import Row, read_manifest
+from slt_plugin.data.sources import FeatureSource, Source
 from slt_plugin.models.errors import OptionError
-from slt_plugin.tasks.checks import check_best_metric, check_ctc_lengths, check_spelling, refuse_pose_options
+from slt_plugin.tasks.checks import (
+    check_best_metric,
+    check_ctc_lengths,
+    check_lr_decay,
+    check_spelling,
+    check_video_encoder,
+)
+from slt_plugin.tasks.feature_origin import FeatureOrigin
+from slt_plugin.tasks.options import (
+    LANGUAGES,
+    SOURCE_OPTIONS,
+    SignToTextTaskConfig,
+    build_source,
+    refuse_unused_options,
+)
 from slt_plugin.tasks.validation import log_sample, log_scores, score_counts
-from slt_plugin.text.codec import CODEC_KINDS, CodecError, build_codec, empty_codec
+from slt_plugin.text.codec import CodecError, build_codec, empty_codec
 from slt_plugin.text.languages import MBART_CC25
 
 logger = logging.getLogger(__name__)
-
-LANGUAGES = {"none": (), "mbart_cc25": MBART_CC25}
-# what a checkpoint needs to read its input again: kept in the task's state
-SOURCE_OPTIONS = ("source", "pose_parts", "pose_normalise", "step_frames", "feature_channels")
-
-
-@dataclass
-class SignToTextTaskConfig(FairseqDataclass):
-    """Options of task ``sign_to_text``."""
-
-    data: str = field(default=MISSING, metadata={"help": "directory with train.tsv, valid.tsv, ... (manifests)"})
-    media_root: Optional[str] = field(
-        default=None, metadata={"help": "directory that manifest paths start from; default: the manifest's own"}
-    )
-    # source
-    source: ChoiceEnum(("pose", "features")) = field(
-        default="pose", metadata={"help": "what the manifest's files hold"}
-    )
-    pose_parts: str = field(
-        default="body,left_hand,right_hand,face", metadata={"help": "landmark groups that are read, comma-joined"}
-    )
-    pose_normalise: str = field(
-        default="shoulders", metadata={"help": "'shoulders': centre and scale by the shoulders; 'none': as stored"}
-    )
-    step_frames: int = field(default=1, metadata={"help": "keep every n-th frame or feature step"})
-    feature_channels: int = field(default=0, metadata={"help": "width C of pre-extracted features (source=features)"})
-    augment_speed: float = field(default=0.0, metadata={"help": "training: speed factor within 1 +- this"})
-    augment_rotation: float = field(default=0.0, metadata={"help": "training: rotation within +- degrees"})
-    augment_scale: float = field(default=0.0, metadata={"help": "training: scale factor within 1 +- this"})
-    augment_shear: float = field(default=0.0, metadata={"help": "training: shear within +- this"})
-    augment_noise: float = field(default=0.0, metadata={"help": "training: landmark noise (std, shoulder widths)"})
-    augment_frame_drop: float = field(default=0.0, metadata={"help": "training: share of frames dropped"})
-    augment_landmark_drop: float = field(default=0.0, metadata={"help": "training: share of landmarks masked"})
-    # text
-    codec: ChoiceEnum(CODEC_KINDS) = field(default="sentencepiece", metadata={"help": "kind of vocabulary"})
-    codec_path: Optional[str] = field(
-        default=None, metadata={"help": "vocabulary for training; a checkpoint carries its own copy"}
-    )
-    dictionary_path: Optional[str] = field(
-        default=None,
-        metadata={"help": "fairseq dict.txt where its order differs from the SentencePiece model's (mBART)"},
-    )
-    codec_languages: ChoiceEnum(tuple(LANGUAGES)) = field(
-        default="none",
-        metadata={"help": "language tokens behind a SentencePiece vocabulary: those of an mBART release"},
-    )
-    lowercase: bool = field(default=False, metadata={"help": "lower-case the text before encoding"})
-    target_lang: Optional[str] = field(
-        default=None, metadata={"help": "mBART: language code of every target (en_XX); default: the row's text_lang"}
-    )
-    # limits
-    max_source_positions: int = field(default=4096, metadata={"help": "longest source, in steps after step_frames"})
-    max_target_positions: int = field(default=512, metadata={"help": "longest target, in tokens"})
-    # validation
-    eval_bleu: bool = field(default=True, metadata={"help": "generate at validation and log BLEU and chrF"})
-    eval_beam: int = field(default=1, metadata={"help": "beam of the validation's generation"})
-    eval_max_len: int = field(default=200, metadata={"help": "longest validation hypothesis, in tokens"})
-    eval_samples: int = field(default=3, metadata={"help": "rows whose hypothesis is logged at every validation"})
-    persistent_workers: bool = field(
-        default=False,
-        metadata={"help": "keep loader workers after their epoch, although the next one starts new ones"},
-    )
-    train_subset: str = II("dataset.train_subset")
-    skip_invalid_size_inputs: bool = II("dataset.skip_invalid_size_inputs_valid_test")
-    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
-    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
-    seed: int = II("common.seed")
-
-
-def pose_augment(cfg: SignToTextTaskConfig) -> PoseAugment:
-    """The task's ``augment_*`` options."""
-    return PoseAugment(
-        speed=cfg.augment_speed,
-        rotation=cfg.augment_rotation,
-        scale=cfg.augment_scale,
-        shear=cfg.augment_shear,
-        noise=cfg.augment_noise,
-        frame_drop=cfg.augment_frame_drop,
-        landmark_drop=cfg.augment_landmark_drop,
-    )
 
 
 @register_task("sign_to_text", dataclass=SignToTextTaskConfig)
@@ -128,8 +59,8 @@ class SignToTextTask(FairseqTask):
         else:
             # fairseq-generate asks for the dictionary before it reads the checkpoint, which then fills it in place
             self.codec = empty_codec()
-        if cfg.source == "features":
-            refuse_pose_options(cfg, SignToTextTaskConfig())
+        refuse_unused_options(cfg)
+        self.feature_origin = FeatureOrigin()
         self.sequence_generator = None
         # of the model, once it is built
         self.ctc_stride: int | None = None
@@ -143,7 +74,8 @@ class SignToTextTask(FairseqTask):
         return {name: str(value) if isinstance(value, Enum) else value for name, value in values.items()}
 
     def state_dict(self) -> dict:
-        return {"codec": self.codec.state_dict(), "source": self._source_options()}
+        features = self.feature_origin.state_dict()
+        return {"codec": self.codec.state_dict(), "source": self._source_options(), "features": features}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Takes vocabulary and source options from a checkpoint.
@@ -151,13 +83,17 @@ class SignToTextTask(FairseqTask):
         Raises:
             CodecError: this task has another vocabulary already.
             OptionError: this task, or another model of the ensemble, reads its source in another way.
+            DataError: this task reads features that were extracted in another way.
         """
+        self.feature_origin.load_state_dict(state_dict.get("features"))
         self.codec.load_state_dict(state_dict["codec"])
-        theirs, ours = state_dict["source"], self._source_options()
+        default = SignToTextTaskConfig()
+        # an option that is newer than the checkpoint had its default's meaning
+        theirs = {name: state_dict["source"].get(name, getattr(default, name)) for name in SOURCE_OPTIONS}
+        ours = self._source_options()
         changed = [name for name in ours if ours[name] != theirs[name]]
         if not self.source_is_fixed:
             # decoding: what was not given on the command line stands at its default
-            default = SignToTextTaskConfig()
             changed = [name for name in changed if ours[name] != getattr(default, name)]
         if changed:
             named = ", ".join(f"task.{name}={ours[name]} (checkpoint: {theirs[name]})" for name in changed)
@@ -177,24 +113,12 @@ class SignToTextTask(FairseqTask):
     @property
     def source_channels(self) -> int:
         """Values of one source step."""
-        return self._build_source(Path()).channels
+        return build_source(self.cfg, Path()).channels
 
     def max_positions(self) -> tuple[int, int]:
         return self.cfg.max_source_positions, self.cfg.max_target_positions
 
     # data
-
-    def _build_source(self, root: Path) -> Source:
-        cfg = self.cfg
-        if cfg.source == "features":
-            if cfg.feature_channels < 1:
-                raise OptionError("task.feature_channels is not set: give the width C of the features (I3D: 1024)")
-            return FeatureSource(root, channels=cfg.feature_channels, step=cfg.step_frames)
-        parts = tuple(part.strip() for part in cfg.pose_parts.split(","))
-        options = PoseOptions(
-            parts=parts, step_frames=cfg.step_frames, normalise=cfg.pose_normalise, augment=pose_augment(cfg)
-        )
-        return PoseSource(root, options)
 
     def _manifest_directory(self) -> Path:
         directory = Path(self.cfg.data)
@@ -229,26 +153,77 @@ class SignToTextTask(FairseqTask):
                 "leave them out: fill them in, or remove the text column to decode without scores"
             )
         root = Path(self.cfg.media_root) if self.cfg.media_root else directory
-        dataset = SignDataset(
-            rows,
-            self._build_source(root),
-            encode=self.codec.encode,
-            pad=self.codec.dictionary.pad(),
-            eos=self.codec.dictionary.eos(),
-            language_ids=self._language_ids(rows, path),
-            training=split == self.cfg.train_subset and not decoding,
-            decoding=decoding,
-            seed=self.cfg.seed,
-            max_steps=self.max_source_steps,
-        )
-        logger.info("%s: %d rows, %d source steps", path, len(rows), dataset.source_lengths.sum())
+        training = split == self.cfg.train_subset and not decoding
+        dataset = self.dataset_of(rows, root, path, training=training, decoding=decoding)
         if not decoding:
             check_spelling(path, dataset, self.codec.dictionary.unk())
             if self.ctc_stride is not None:
                 check_ctc_lengths(path, dataset, self.ctc_stride, self.cfg.augment_speed)
         self.datasets[split] = dataset
+        if combine:
+            # Only fairseq's trainer loads its training data like this. Before it trains, it iterates over all of the
+            # validation data in a dry run: that reads nothing, or raw video would be decoded for hours.
+            self._let_validation_read_media(False)
 
-    def _language_ids(self, rows, path: Path) -> list[int] | None:
+    def begin_epoch(self, epoch: int, model) -> None:
+        super().begin_epoch(epoch, model)
+        self._let_validation_read_media(True)
+
+    def _let_validation_read_media(self, value: bool) -> None:
+        for dataset in self.datasets.values():
+            if not dataset.training:
+                dataset.reads_media = value
+
+    def dataset_of(
+        self,
+        rows: list[Row],
+        root: Path,
+        name: Path | str,
+        *,
+        training: bool = False,
+        decoding: bool = True,
+        source: Source | None = None,
+    ) -> SignDataset:
+        """The dataset of rows whose media lie under ``root``; ``name`` is what messages call their manifest.
+
+        Args:
+            source: what reads the media, where it is not the task's own.
+
+        Raises:
+            DataError: media or a language that cannot be used.
+        """
+        dataset = SignDataset(
+            rows,
+            source or build_source(self.cfg, root),
+            encode=self.codec.encode,
+            pad=self.codec.dictionary.pad(),
+            eos=self.codec.dictionary.eos(),
+            language_ids=self._language_ids(rows, name),
+            training=training,
+            decoding=decoding,
+            seed=self.cfg.seed,
+            max_steps=self.max_source_steps,
+            max_clips=self.cfg.max_clips,
+        )
+        logger.info("%s: %d rows, %d source steps", name, len(rows), dataset.source_lengths.sum())
+        self._check_source(name, dataset)
+        return dataset
+
+    def _check_source(self, path: Path | str, dataset: SignDataset) -> None:
+        """Says what ``truncate_clips`` leaves out, and refuses features of another extraction than seen before."""
+        source = dataset.source
+        if isinstance(source, FeatureSource):
+            self.feature_origin.compare(str(path), source.fingerprint(dataset.rows))
+        if isinstance(source, VideoSource):
+            lost = [source.truncated_clips(row) for row in dataset.rows]
+            cut = [row for row, count in zip(dataset.rows, lost, strict=True) if count]
+            if cut:
+                logger.warning(
+                    "%s: task.truncate_clips=%d leaves out %d clips of %d rows: %s",
+                    path, self.cfg.truncate_clips, sum(lost), len(cut), name_rows(cut, [n for n in lost if n]),
+                )  # fmt: skip
+
+    def _language_ids(self, rows, path: Path | str) -> list[int] | None:
         """The token that starts each row's target, for vocabularies with languages (mBART); else None."""
         if not self.codec.languages:
             if self.cfg.target_lang:
@@ -312,8 +287,10 @@ class SignToTextTask(FairseqTask):
         if not from_checkpoint:
             self._manifest_directory()  # fairseq lists it before it asks for a dataset
             check_best_metric(self.cfg)
-        if from_checkpoint and getattr(cfg, "text_pretrained", None):
-            cfg = OmegaConf.merge(cfg, {"text_pretrained": None})
+            check_video_encoder(cfg)
+        else:
+            starts = {name: None for name in ("text_pretrained", "signhiera_pretrained") if getattr(cfg, name, None)}
+            cfg = OmegaConf.merge(cfg, starts)
         model = super().build_model(cfg, from_checkpoint)
         self.max_source_steps = min(self.cfg.max_source_positions, model.max_positions()[0])
         self.ctc_stride = model.encoder.stride if getattr(cfg, "ctc", False) else None
@@ -325,6 +302,7 @@ class SignToTextTask(FairseqTask):
         return model
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        check_lr_decay(getattr(model.cfg, "signhiera_lr_decay", 1.0), optimizer)
         output = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         model.drop_frozen_gradients(update_num, optimizer)  # so that they do not count in the gradient's norm
         return output

@@ -1,0 +1,43 @@
+"""What the commands that decode share: checkpoints to models and their task, on the device that is there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Models:
+    """The models of one checkpoint (or ensemble), their task, and where they run.
+
+    Args:
+        cfg: ``generation`` (fairseq's options of beam search) and ``common`` (cpu, fp16, bf16).
+        task_options: options of the task that come from here instead of the checkpoint (data, limits).
+    """
+
+    def __init__(self, paths: Sequence[Path], cfg, task_options: dict):
+        import torch
+        from fairseq import checkpoint_utils
+
+        self.models, _, self.task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path) for path in paths], arg_overrides=task_options
+        )
+        self.device = "cuda" if torch.cuda.is_available() and not cfg.common.cpu else "cpu"
+        for model in self.models:
+            if cfg.common.fp16:
+                model.half()
+            elif cfg.common.bf16:
+                model.bfloat16()
+            model.to(self.device).prepare_for_inference_(cfg)
+        self.generator = self.task.build_generator(self.models, cfg.generation)
+
+    def limits(self) -> tuple[int, int]:
+        """The longest source (steps) and target (tokens) that task and models take."""
+        from fairseq import utils
+
+        return utils.resolve_max_positions(self.task.max_positions(), *[m.max_positions() for m in self.models])
+
+    def generate(self, sample: dict) -> list[list[dict]]:
+        """fairseq's hypotheses for each row of a batch, best first."""
+        from fairseq import utils
+
+        if self.device == "cuda":
+            sample = utils.move_to_cuda(sample)
+        return self.task.inference_step(self.generator, self.models, sample)

@@ -1,0 +1,104 @@
+"""Layer-wise learning-rate decay: fairseq's Adam with a rate for each layer, through schedules, bf16 and resume."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from fairseq.optim.fp16_optimizer import FP16Optimizer
+from omegaconf import OmegaConf
+from torch import nn
+
+from slt_plugin.models.errors import OptionError
+from slt_plugin.models.layer_decay import NAME, AdamLayerDecay, AdamLayerDecayConfig, set_lr_scales
+from slt_plugin.tasks.checks import check_lr_decay
+
+
+def layers() -> nn.ModuleList:
+    torch.manual_seed(0)
+    return nn.ModuleList(nn.Linear(3, 3) for _ in range(4))
+
+
+def config(cls=AdamLayerDecayConfig, lr: float = 0.1):
+    return OmegaConf.merge(OmegaConf.structured(cls), {"lr": [lr], "tpu": False, "weight_decay": 0.01})
+
+
+def marked() -> tuple[nn.ModuleList, AdamLayerDecay]:
+    """Layers 0 to 2 are an encoder with decay 0.5, layer 3 is the rest of the model."""
+    model = layers()
+    set_lr_scales(zip((0.25, 0.5, 1.0), (layer.parameters() for layer in model[:3]), strict=True))
+    return model, AdamLayerDecay(config(), list(model.parameters()))
+
+
+def one_step(model: nn.ModuleList, optimizer) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.3)
+    optimizer.step()
+
+
+def test_each_layer_moves_by_its_rate():
+    model, optimizer = marked()
+    before = copy.deepcopy(model)
+    optimizer.set_lr(0.2)
+    assert optimizer.get_lr() == pytest.approx(0.2)
+    one_step(model, optimizer)
+    for i, rate in enumerate((0.05, 0.1, 0.2, 0.2)):
+        alone = before[i]
+        reference = FairseqAdam(config(FairseqAdamConfig, rate), list(alone.parameters()))
+        one_step(nn.ModuleList([alone]), reference)
+        torch.testing.assert_close(model[i].weight, alone.weight)
+
+
+def test_without_marks_it_is_fairseqs_adam():
+    model, other = layers(), layers()
+    one_step(model, AdamLayerDecay(config(), list(model.parameters())))
+    one_step(other, FairseqAdam(config(FairseqAdamConfig), list(other.parameters())))
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resume_continues_with_the_rates():
+    model, optimizer = marked()
+    one_step(model, optimizer)
+    state, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+    one_step(model, optimizer)
+    resumed, again = marked()
+    resumed.load_state_dict(weights)
+    again.load_state_dict(state, {"lr": 0.1})
+    assert [group["lr"] for group in again.param_groups] == pytest.approx([0.1, 0.05, 0.025])
+    one_step(resumed, again)
+    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("precision", "no_flatten"), [("bf16", False), ("fp16", True)])
+def test_half_precision_keeps_the_rates(precision, no_flatten):
+    model, _ = marked()
+    model.bfloat16()  # fp16 has no CPU kernels; the optimizer does not mind
+    common = {"bf16": precision == "bf16", "fp16": precision == "fp16", "amp": False}
+    cfg = OmegaConf.create({
+        "common": {**common, "fp16_no_flatten_grads": no_flatten, "fp16_init_scale": 4, "fp16_scale_window": 128,
+                   "fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "min_loss_scale": 1e-4,
+                   "model_parallel_size": 1},
+        "optimizer": {**config(), "_name": NAME},
+        "distributed_training": {"distributed_world_size": 1}, "optimization": {"update_freq": [1]},
+    })  # fmt: skip
+    optimizer = FP16Optimizer.build_optimizer(cfg, list(model.parameters()))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.05, 0.025])
+    check_lr_decay(0.5, optimizer)
+
+
+def test_flattened_half_precision_is_refused():
+    """fairseq joins all fp16 weights to one without marks (on a GPU, which is why it is made by hand here)."""
+    flat = AdamLayerDecay(config(), [nn.Parameter(torch.zeros(36))])
+    with pytest.raises(OptionError, match="fp16_no_flatten_grads=true"):
+        check_lr_decay(0.5, flat)
+
+
+def test_an_optimizer_that_would_ignore_the_decay_is_refused():
+    model, _ = marked()
+    plain = SimpleNamespace(param_groups=[{"lr": 0.1, "params": list(model.parameters())}])
+    check_lr_decay(1.0, plain)
+    with pytest.raises(OptionError, match=f"optimizer._name={NAME}"):
+        check_lr_decay(0.9, plain)
