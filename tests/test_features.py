@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from slt_plugin.data.errors import DataError
-from slt_plugin.data.features import FeatureError, checked_features, choose_copy, feature_copies, open_features
+from slt_plugin.data.features import (
+    FeatureError,
+    check_all_copies,
+    checked_features,
+    choose_copy,
+    feature_copies,
+    feature_steps,
+    is_features,
+    open_features,
+)
+from slt_plugin.data.store import Fingerprint, StoreWriter
 
 
 def read(path, first=0, last=None, step=1):
@@ -185,3 +195,55 @@ def test_refused_copies(tmp_path):
     for path in (tmp_path / "e{epoch}" / "a.pt", tmp_path / "{epoch}" / "{epoch}" / "a.pt"):
         with pytest.raises(FeatureError, match="once, as a whole folder name"):
             feature_copies(path)
+
+
+# ---- stores ----
+
+
+@pytest.fixture
+def store(tmp_path):
+    """a: 3 copies of 5 steps; b: 1 copy of 6 steps; gap: copies 0 and 2."""
+    with StoreWriter(tmp_path / "f.store", Fingerprint({"stride": 64})) as writer:
+        for key, copy, steps in (
+            ("x/a", 0, 5),
+            ("x/a", 1, 5),
+            ("x/a", 2, 5),
+            ("b", 0, 6),
+            ("gap", 0, 1),
+            ("gap", 2, 1),
+        ):
+            writer.add(key, copy, torch.full((steps, 4), float(copy)))
+    return tmp_path / "f.store"
+
+
+def test_copies_of_a_store(store):
+    path = store / "x/a"
+    assert [str(copy) for copy in feature_copies(path)] == [str(path), f"{path} (copy 1)", f"{path} (copy 2)"]
+    for epoch, copy in ((None, 0), (1, 0), (2, 1), (3, 2), (4, 0)):
+        chosen = choose_copy(path, epoch)
+        assert feature_steps(chosen) == 5
+        assert (read(chosen) == copy).all()
+        assert read(chosen, 1, 4, 2).shape == (2, 4)
+    assert is_features(path) and is_features(Path("a.pt")) and is_features(Path("{epoch}/a.npy"))
+    assert not is_features(Path("a.npy")) and not is_features(Path("f.store"))
+
+
+def test_steps_of_files(tmp_path, features):
+    np.save(tmp_path / "a.npy", features)
+    assert feature_steps(tmp_path / "a.npy") == 9
+
+
+def test_keys_that_a_store_lacks_and_copies_with_gaps(store):
+    with pytest.raises(DataError, match=r"f\.store: no features 'c'"):
+        feature_copies(store / "c")
+    with pytest.raises(FeatureError, match=r"gap: copy 1 of 3 is missing; run its extraction again"):
+        feature_copies(store / "gap")
+    with pytest.raises(DataError, match="no such store"):
+        feature_copies(store.parent / "none.store" / "a")
+
+
+def test_a_key_with_fewer_copies_than_others(store):
+    check_all_copies(feature_copies(store / "x/a"))
+    check_all_copies([Path("a.npy")])
+    with pytest.raises(FeatureError, match=r"f\.store/b: 1 copies, others of the store have 3; extract the rest"):
+        check_all_copies(feature_copies(store / "b"))

@@ -1,21 +1,20 @@
-"""slt-manifest check | stats | convert: look at manifests, or make them from other projects' tables."""
+"""slt-manifest check | stats | convert | adopt-features: look at manifests, or make them from other projects' data."""
 
 import argparse
 import math
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from slt_plugin.cli import adopt_features
+from slt_plugin.cli.progress import progress
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row, read_manifest, write_manifest
 from slt_plugin.data.manifest_formats import FEATURE_SUFFIX, read_ssvp, read_tarres
 from slt_plugin.data.manifest_stats import describe
-
-PLAIN_PROGRESS_SECONDS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("input", type=Path, metavar="IN")
     convert.add_argument("output", type=Path, metavar="OUT")
     convert.set_defaults(run=_convert, error=convert.error)
+
+    adopt_features.add_parser(commands)
     return parser
 
 
@@ -97,26 +98,11 @@ def _check_media(file: Path, rows: list[Row], root: Path, workers: int) -> bool:
     from slt_plugin.data.manifest_check import media_problems  # imports torch: seconds, for this command alone
 
     bad = 0
-    for reason in media_problems(rows, root, workers=workers, progress=_progress):
+    for reason in media_problems(rows, root, workers=workers, progress=progress):
         bad += 1
         tqdm.write(f"{file}: {reason}")  # print would break the bar
     print(f"{file}: {len(rows)} rows, {bad or 'none'} with bad media")
     return bad > 0
-
-
-def _progress(items: Iterable, total: int) -> Iterator:
-    """A bar with the time left in a terminal, else a plain line now and then (both on stderr)."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, total=total, unit="row", file=sys.stderr)
-        return
-    begin = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - last >= PLAIN_PROGRESS_SECONDS:
-            last = now
-            left = (now - begin) / done * (total - done)
-            print(f"{done} of {total} rows, about {left:.0f} s left", file=sys.stderr, flush=True)
 
 
 def _stats(args: argparse.Namespace) -> int:
