@@ -226,7 +226,7 @@ def test_inspect_tells_kind_length_rate_and_shape(media):
     assert (info.num_frames, info.fps) == (25, 25.0)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.npz", "a.txt"])
+@pytest.mark.parametrize("name", ["a.npz", "a.txt"])
 def test_inspect_lists_all_supported_kinds(media, name):
     with pytest.raises(
         DataError, match=r"row 'R': .* is not a supported kind of media; give videos .*\.mp4.*\.pose.*\.pt"
@@ -238,8 +238,8 @@ def test_inspect_decodes_all_of_a_video_segment(tmp_path):
     write_video(tmp_path / "v.mp4", 30)
     info = inspect_media(Row("R", "v.mp4", start=0.4, end=1.0, fps=25.0), tmp_path)
     assert (info.kind, info.num_frames, info.fps) == ("video", 15, 25)
-    with pytest.raises(DataError, match=r"row 'R': .*v\.mp4: num_frames is 20, but 15"):
-        inspect_media(Row("R", "v.mp4", start=0.4, end=1.0, num_frames=20), tmp_path)
+    with pytest.raises(DataError, match=r"row 'R': .*v\.mp4: num_frames is 5, but 15"):
+        inspect_media(Row("R", "v.mp4", start=0.4, end=1.0, num_frames=5), tmp_path)
     data = (tmp_path / "v.mp4").read_bytes()
     (tmp_path / "v.mp4").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(DataError, match=r"row 'R': .*v\.mp4"):
