@@ -1,5 +1,6 @@
-"""``slt-import-checkpoint tarres``: the imported model computes what the original computes and decodes by itself."""
+"""``slt-import-checkpoint``: a Tarres model computes what the original computes; a SignHiera keeps its origin."""
 
+import hashlib
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerDecoder
 from fairseq.modules import PositionalEmbedding, TransformerEncoderLayer
+from hiera_files import hiera_mae, save, shorter, ssvp_mae, tiny_hiera
 from torch import nn
 
 import slt_plugin.tasks
@@ -197,3 +199,52 @@ def test_errors_name_the_file_and_the_remedy(vocabulary, original, tmp_path, cap
     out.write_bytes(b"mine")
     assert "exists already" in fails(capsys, path, out, "--spm", spm)
     assert out.read_bytes() == b"mine"
+
+
+# SignHiera
+
+
+def test_sign_hiera_is_imported_and_described(tmp_path, capsys):
+    path = save(hiera_mae(shorter(tiny_hiera(), 4)), tmp_path / "mae_hiera_base_16x224.pth")
+    out = tmp_path / "new" / "signhiera.pt"
+    assert main(["sign-hiera", str(path), str(out), "--variant", "tiny_32x64", "--source", "https://x.org/m.pth"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{out}: SignHiera tiny_32x64, {len(state_of(out))} tensors, {parameters(out):,} parameters"
+    assert lines[1:] == [
+        "  source: https://x.org/m.pth",
+        f"  sha256: {hashlib.sha256(path.read_bytes()).hexdigest()}",
+        "  licence: CC BY-NC 4.0",
+        "  layout: public Hiera video MAE",
+        "  note: temporal positions interpolated linearly from 4 to 16 time steps",
+        "  note: pretrained with q_pool 2, used with q_pool 3: the last stage was trained without pooling",
+        "  note: licence assumed from the file name, release hiera_mae_k400: LICENSE.models of facebookresearch/hiera",
+    ]
+    assert main(["describe", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def state_of(path: Path) -> dict:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def parameters(path: Path) -> int:
+    return sum(tensor.numel() for tensor in state_of(path).values())
+
+
+def test_a_stated_licence_and_a_foreign_file(tmp_path, capsys):
+    path = save(ssvp_mae(tiny_hiera()), tmp_path / "mine.pth")
+    assert main(["describe", str(path)]) == 0
+    assert f"  source: {path}\n" in capsys.readouterr().out
+    assert main(["sign-hiera", str(path), str(tmp_path / "a.pt"), "--licence", "CC BY-SA 4.0"]) == 0
+    assert "  licence: CC BY-SA 4.0\n" in capsys.readouterr().out
+
+
+def test_what_is_no_sign_hiera(original, tmp_path, capsys):
+    for words in (["sign-hiera", str(original[1]), str(tmp_path / "a.pt")], ["describe", str(original[1])]):
+        assert main(words) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(
+            f"slt-import-checkpoint: {original[1]}: no SignHiera: it looks like a translation model"
+        )
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "a.pt").exists()

@@ -1,9 +1,24 @@
 """The key tables: every foreign name has a rule, nothing is dropped or missing in silence."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from slt_plugin.checkpoints.keymaps import FAIRSEQ_TEXT, HUGGING_FACE_TEXT, TARRES, CheckpointError, convert, fit
+from slt_plugin.checkpoints.keymaps import (
+    FAIRSEQ_TEXT,
+    HIERA_CLASSIFIER,
+    HIERA_MAE,
+    HUGGING_FACE_TEXT,
+    SIGN_TO_TEXT,
+    SSVP_CLIP,
+    SSVP_MAE,
+    TARRES,
+    CheckpointError,
+    convert,
+    fit,
+)
 
 ATTENTION = [f"{p}_proj.{w}" for p in ("k", "v", "q", "out") for w in ("weight", "bias")]
 
@@ -132,3 +147,49 @@ def test_fit_returns_what_is_loaded_and_what_is_kept():
     loaded, kept = fit(state, model, FAIRSEQ_TEXT, allow_missing=(r"decoder\.fc2\..+",))
     assert list(loaded) == ["decoder.fc1.weight"]
     assert kept == ["decoder.fc2.bias", "decoder.version"]
+
+
+# SignHiera: the names of the released models, from the golden list
+
+
+SHAPES = json.loads((Path(__file__).parent / "golden/state_dict_shapes.json").read_text())
+
+
+@pytest.mark.parametrize("frames", [16, 128])
+def test_released_hiera_names(frames):
+    encoder = set(SHAPES[f"hiera_base_{frames}x224"])
+    autoencoder = SHAPES[f"mae_hiera_base_{frames}x224"]
+    head = {"norm.weight", "norm.bias", "head.projection.weight", "head.projection.bias"}
+    assert set(convert(tensors(*encoder), HIERA_CLASSIFIER)) == encoder
+    for table in (SSVP_MAE, HIERA_MAE):
+        assert set(convert(tensors(*autoencoder), table)) == encoder - head
+    tower = [f"visual.transformer.{name}" for name in autoencoder]
+    others = ("visual.proj.0.weight", "text.transformer.shared.weight", "text.proj.2.weight", "logit_scale")
+    assert set(convert(tensors(*tower, *others), SSVP_CLIP)) == encoder - head
+    ours = [f"encoder.source_encoder.hiera.{name}" for name in encoder]
+    others = (
+        "encoder.adapter.projection.weight",
+        "encoder.text_encoder.layer_norm.bias",
+        "decoder.embed_tokens.weight",
+    )
+    assert set(convert(tensors(*ours, *others), SIGN_TO_TEXT)) == encoder
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        (SSVP_MAE, "blocks.0.attn.qkv.extra"),
+        (SSVP_MAE, "visual.transformer.blocks.0.norm1.weight"),
+        (SSVP_MAE, "pos_embed"),
+        (SSVP_CLIP, "blocks.0.norm1.weight"),
+        (SSVP_CLIP, "visual.transformer.pos_embed"),
+        (SSVP_CLIP, "visual.other.weight"),
+        (HIERA_CLASSIFIER, "decoder_embed.weight"),
+        (HIERA_MAE, "head.fc.weight"),
+        (SIGN_TO_TEXT, "encoder.source_encoder.layers.0.weight"),
+        (SIGN_TO_TEXT, "encoder.source_encoder.hiera.pos_embed"),
+    ],
+)
+def test_hiera_names_without_a_rule(table, name):
+    with pytest.raises(CheckpointError, match=rf"not a {table.name} checkpoint: unexpected names: {name} \(1 in all\)"):
+        convert(tensors(name), table)

@@ -2,7 +2,7 @@
 
 Our names (the model ``sign_to_text``): ``encoder.source_encoder.*``, ``encoder.adapter.*``,
 ``encoder.text_encoder.*`` (a fairseq Transformer encoder, as a rule without a token table), ``decoder.*`` (a fairseq
-Transformer decoder).
+Transformer decoder). A SignHiera has its own names without a prefix, which are those of the public Hiera code.
 """
 
 import re
@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slt_plugin.common.errors import SltError
+from slt_plugin.checkpoints.errors import CheckpointError
+
+__all__ = ["CheckpointError", "KeyTable", "convert", "fit", "matches"]
 
 LISTED_KEYS = 10  # names shown in an error before "and N more"
-
-
-class CheckpointError(SltError):
-    """A checkpoint that cannot be used: the message names the file, what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,52 @@ TARRES = KeyTable(
     ignored=_BOOKKEEPING,
     tied=_TIED_OUTPUT,
     missing=_OUR_VERSIONS,
+)
+
+# SignHiera. Names as in the public Hiera code; a masked autoencoder has a decoder and no norm and head, and features
+# need neither of the two.
+_HIERA = (
+    r"(pos_embed_(?:spatial|temporal)|patch_embed\.proj\.(?:weight|bias)"
+    r"|blocks\.\d+\.(?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(?:weight|bias))"
+)
+_HIERA_HEAD = r"((?:norm|head\.projection)\.(?:weight|bias))"
+_HIERA_RENAMES = ((_HIERA, r"\1"), (_HIERA_HEAD, r"\1"))
+_MAE_PARTS = r"(?:mask_token|encoder_norm|multi_scale_fusion|decoder).*"
+
+# Masked autoencoders of facebookresearch/ssvp_slt, saved by pretraining/main_pretraining.py ("model"), and the
+# DailyMoth-70h release, which is one of them
+SSVP_MAE = KeyTable(
+    name="SSVP-SLT MAE or DailyMoth SignHiera",
+    renames=_HIERA_RENAMES,
+    ignored=(_MAE_PARTS,),
+    missing=(_HIERA_HEAD,),
+)
+
+# facebookresearch/ssvp_slt, saved by pretraining_clip/main_pretraining_clip.py ("clip"): the vision tower's
+# ``transformer`` is the whole autoencoder, then a projection, a text tower and the scale of the logits
+SSVP_CLIP = KeyTable(
+    name="SSVP-SLT CLIP",
+    renames=tuple((rf"visual\.transformer\.{pattern}", name) for pattern, name in _HIERA_RENAMES),
+    ignored=(rf"visual\.transformer\.{_MAE_PARTS}", r"visual\.proj\..+", r"text\..+", r"logit_(?:scale|bias)"),
+    missing=(_HIERA_HEAD,),
+)
+
+# facebookresearch/hiera, 16x224 video models ("model_state", or bare names on Hugging Face)
+HIERA_MAE = KeyTable(
+    name="public Hiera video MAE",
+    renames=_HIERA_RENAMES,
+    ignored=(_MAE_PARTS,),
+    missing=(_HIERA_HEAD,),
+)
+HIERA_CLASSIFIER = KeyTable(name="public Hiera video classifier", renames=_HIERA_RENAMES)
+
+# Our own: what ``slt-import-checkpoint sign-hiera`` writes, and a sign_to_text model that was trained on video
+SIGN_HIERA = KeyTable(name="slt_plugin SignHiera", renames=_HIERA_RENAMES, missing=(_HIERA_HEAD,))
+SIGN_TO_TEXT = KeyTable(
+    name="sign_to_text on video",
+    renames=tuple((rf"encoder\.source_encoder\.hiera\.{pattern}", name) for pattern, name in _HIERA_RENAMES),
+    ignored=(r"encoder\.(?:adapter|text_encoder)\..+", r"decoder\..+"),
+    missing=(_HIERA_HEAD,),
 )
 
 

@@ -1,12 +1,16 @@
-"""``slt-import-checkpoint``: turn another project's checkpoint into one that the stock commands load.
+"""``slt-import-checkpoint``: turn another project's checkpoint into one that our commands load.
 
 examples:
+  slt-import-checkpoint sign-hiera pretrained/dm_70h_ub_signhiera.pth signhiera_dm70h.pt
+  slt-import-checkpoint sign-hiera pretrained/mae_hiera_base_16x224.pth signhiera_k400.pt --variant base_128x224
+  slt-import-checkpoint describe signhiera_k400.pt
   slt-import-checkpoint tarres checkpoint.best_reduced_sacrebleu_3.5401.pt how2sign_i3d.pt \\
       --spm cvpr23.train.how2sign.unigram7000_lowercased.model
   fairseq-generate DATA --user-dir slt_plugin --task sign_to_text --path how2sign_i3d.pt --gen-subset test --beam 5
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -37,9 +41,10 @@ TARRES_OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         args.run(args)
-    except SltError as error:
+    except (SltError, OSError) as error:
         print(f"slt-import-checkpoint: {error}", file=sys.stderr)
         return 1
     return 0
@@ -104,6 +109,43 @@ def import_tarres(checkpoint: Path, spm: Path, dictionary: Path | None, out: Pat
         f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(task.target_dictionary)} symbols "
         f"(order of {dictionary or spm}), features of {projection.shape[1]} channels"
     )
+
+
+def import_sign_hiera(
+    checkpoint: Path, out: Path, variant: str | None, licence: str | None, source: str | None
+) -> None:
+    """Writes ``out``, a SignHiera with its provenance, from any checkpoint that holds one.
+
+    Raises:
+        CheckpointError: the checkpoint holds none, or not of this variant; ``out`` exists.
+    """
+    from slt_plugin.checkpoints import sign_hiera
+
+    file = sign_hiera.import_sign_hiera(checkpoint, out, variant, licence=licence, source=source)
+    print(f"{out}: {_summary(file)}")
+    for line in file.provenance.lines():
+        print(f"  {line}")
+
+
+def describe(checkpoint: Path) -> None:
+    """Prints what a SignHiera checkpoint is and where it comes from.
+
+    Raises:
+        CheckpointError: it is none; the message says what it looks like.
+    """
+    from slt_plugin.checkpoints.provenance import provenance_of
+    from slt_plugin.checkpoints.sign_hiera import read_file
+
+    file = read_file(checkpoint)
+    provenance = file.provenance or provenance_of(checkpoint, project=file.project, notes=file.notes)
+    print(f"{checkpoint}: {_summary(file)}")
+    for line in provenance.lines():
+        print(f"  {line}")
+
+
+def _summary(file) -> str:
+    parameters = sum(tensor.numel() for tensor in file.state.values())
+    return f"SignHiera {file.variant}, {len(file.state)} tensors, {parameters:,} parameters"
 
 
 def tarres_options(theirs: dict) -> dict:
@@ -184,6 +226,25 @@ def _parser() -> argparse.ArgumentParser:
         "--dict", type=Path, dest="dictionary", metavar="FILE", help="its fairseq dictionary; default: MODEL's .txt"
     )
     tarres.set_defaults(run=lambda args: import_tarres(args.checkpoint, args.spm, args.dictionary, args.out))
+    hiera = projects.add_parser(
+        "sign-hiera",
+        help="SignHiera of SSVP-SLT (MAE or CLIP), DailyMoth-70h, public Hiera video models, or our fine-tuned models",
+    )
+    hiera.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="their file (.pth, .pt, .safetensors)")
+    hiera.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
+    hiera.add_argument(
+        "--variant",
+        help="base_16x224, base_128x224, large_128x224, ...; default: as the file says. Temporal positions are "
+        "interpolated to the variant's length",
+    )
+    hiera.add_argument("--licence", help="of the weights; default: what is known of the file")
+    hiera.add_argument("--source", metavar="URL", help="where the file comes from; default: as downloaded, or its path")
+    hiera.set_defaults(
+        run=lambda args: import_sign_hiera(args.checkpoint, args.out, args.variant, args.licence, args.source)
+    )
+    describing = projects.add_parser("describe", help="what a SignHiera checkpoint is, and where it comes from")
+    describing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="ours or theirs")
+    describing.set_defaults(run=lambda args: describe(args.checkpoint))
     return parser
 
 
