@@ -9,8 +9,10 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "slt_plugin/__init__.py").read_text())[1]
 
 COMMANDS = {
+    "slt-extract": "extract",
     "slt-finetune": "finetune",
     "slt-evaluate": "evaluate",
+    "slt-translate": "translate",
     "slt-score": "score",
     "slt-manifest": "manifest",
     "slt-import-checkpoint": "import_checkpoint",
@@ -47,7 +49,12 @@ setup(
     ],
     extras_require={
         "hf": ["transformers>=5.20,<6", "peft>=0.19,<1", "protobuf>=5"],
-        "prep": ["spoken-to-signed>=0.4,<0.5"],
+        "prep": [
+            "spoken-to-signed>=0.4,<0.5",
+            "dlib-bin>=20,<21",
+            "face-recognition-models>=0.3,<0.4",
+            "opencv-python-headless>=4.10,<6",
+        ],
         "demo": ["gradio>=6,<7"],
         "track": ["tensorboard>=2.17", "tensorboardX>=2.6", "wandb>=0.18"],
         "bleurt": ["bleurt-pytorch>=0.0.1", "transformers>=5.20,<6"],

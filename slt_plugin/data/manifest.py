@@ -114,13 +114,18 @@ def _count(cell: str) -> int:
     return int(cell)
 
 
+# a signer's box is square and may reach beyond the frame, which is black there
+BOX_RANGE = (-1, 2)
+
+
 def _box(cell: str) -> tuple[float, float, float, float]:
     parts = cell.split(",")
     if len(parts) != 4:
         raise ValueError(f"{_show(cell)} has {len(parts)} numbers: give 4, x0,y0,x1,y1")
     x0, y0, x1, y1 = map(_number, parts)
-    if min(x0, y0, x1, y1) < 0 or max(x0, y0, x1, y1) > 1:
-        raise ValueError(f"{cell} leaves [0, 1]: give x0,y0,x1,y1 as parts of the width and height")
+    low, high = BOX_RANGE
+    if min(x0, y0, x1, y1) < low or max(x0, y0, x1, y1) > high:
+        raise ValueError(f"{cell} leaves [{low}, {high}]: give x0,y0,x1,y1 as parts of the width and height")
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"{cell} is empty: give x0 < x1 and y0 < y1")
     return x0, y0, x1, y1
