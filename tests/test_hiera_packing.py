@@ -25,6 +25,8 @@ CONFIGS = {
     "one table of positions": {"sep_pos_embed": False},
     "large patches": {"patch_kernel": (3, 11, 11), "patch_stride": (2, 8, 8), "patch_padding": (1, 5, 5),
                       "input_size": (12, 64, 128)},
+    "patches that do not overlap": {"patch_kernel": (2, 4, 8), "patch_stride": (2, 4, 8), "patch_padding": (0, 0, 0),
+                                    "input_size": (12, 32, 128)},
     "patches of four frames": {"patch_kernel": (5, 7, 7), "patch_stride": (4, 4, 4), "patch_padding": (2, 3, 3)},
 }  # fmt: skip
 

@@ -223,7 +223,7 @@ def test_a_classifier_must_have_its_head(hiera, tmp_path):
 
 def test_another_size_is_named(hiera, tmp_path):
     message = message_of(save(LAYOUTS["ssvp_mae"](hiera), tmp_path / "x.pth"), "base_128x224")
-    assert "the file has width 32, 1+1+2+1 blocks, 16 time steps of 64 positions, patches of 3x11x11; the" in message
+    assert "the file has width 32, 1+1+2+1 blocks, 16 time steps of 64 positions, patches of 2x8x8; the" in message
     wide = {
         "pos_embed_spatial": torch.zeros(1, 3136, 112),
         "pos_embed_temporal": torch.zeros(1, 8, 112),

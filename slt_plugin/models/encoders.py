@@ -10,6 +10,7 @@ from fairseq.models import FairseqEncoder
 from fairseq.models.transformer import TransformerConfig, TransformerEncoderBase
 from torch import Tensor, nn
 
+from slt_plugin.models.ctc import CTCHead
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.video_encoder import build_video_encoder
 from slt_plugin.modules.adapter import Adapter
@@ -84,16 +85,19 @@ class TextEncoder(TransformerEncoderBase):
 
 
 class SignEncoder(FairseqEncoder):
-    """Source encoder, adapter and text encoder in a row.
+    """Source encoder, adapter, text encoder and, where there is one, the CTC head in a row.
 
-    ``stride``: source steps per output step, the product of all temporal strides.
+    ``stride``: source steps per step of the text encoder, the product of all temporal strides.
     """
 
-    def __init__(self, source_encoder: nn.Module, adapter: Adapter, text_encoder: TextEncoder):
+    def __init__(
+        self, source_encoder: nn.Module, adapter: Adapter, text_encoder: TextEncoder, ctc_head: CTCHead | None = None
+    ):
         super().__init__(dictionary=None)
         self.source_encoder = source_encoder
         self.adapter = adapter
         self.text_encoder = text_encoder
+        self.ctc_head = ctc_head
         self.stride = source_encoder.stride * adapter.stride
 
     def forward(
@@ -111,7 +115,8 @@ class SignEncoder(FairseqEncoder):
             padding_mask = lengths_to_padding_mask(src_lengths, x.size(1))
             x, padding_mask = self.source_encoder(x, padding_mask)
         x, padding_mask = self.adapter(x, padding_mask)
-        return self.text_encoder(x, padding_mask)
+        encoder_out = self.text_encoder(x, padding_mask)
+        return encoder_out if self.ctc_head is None else self.ctc_head(encoder_out)
 
     def reorder_encoder_out(self, encoder_out, new_order):
         return self.text_encoder.reorder_encoder_out(encoder_out, new_order)

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
-import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.models.transformer import Embedding, TransformerConfig, TransformerDecoderBase
@@ -15,6 +14,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from slt_plugin.checkpoints.importer import load_pretrained_text
+from slt_plugin.models.ctc import CTCHead
 from slt_plugin.models.encoders import SOURCE_ENCODERS, SignEncoder, TextEncoder, build_source_encoder
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.freezing import select_parameters
@@ -95,6 +95,10 @@ class SignToTextConfig(FairseqDataclass):
         default=False,
         metadata={"help": "add the CTC projection; use with criterion label_smoothed_cross_entropy_with_ctc"},
     )
+    ctc_compression: bool = field(
+        default=False,
+        metadata={"help": "with ctc: the decoder attends to one state for each symbol that CTC reads"},
+    )
     text_pretrained: Optional[str] = field(
         default=None,
         metadata={"help": "fairseq model.pt or Hugging Face directory (BART, mBART) that the text side starts from"},
@@ -165,7 +169,6 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
     def __init__(self, cfg: SignToTextConfig, encoder: SignEncoder, decoder: TransformerDecoderBase):
         super().__init__(encoder, decoder)
         self.cfg = cfg
-        self.ctc_projection = nn.Linear(cfg.encoder_embed_dim, len(decoder.dictionary)) if cfg.ctc else None
         self._freeze()
 
     @classmethod
@@ -184,6 +187,8 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
         dictionary = task.target_dictionary
         if cfg.ctc:
             _check_ctc_vocabulary(dictionary)
+        elif cfg.ctc_compression:
+            raise OptionError("model.ctc_compression=true needs model.ctc=true, whose symbols it goes by")
         text_config = transformer_config(cfg)
         source_encoder = build_source_encoder(cfg, task)
         adapter = Adapter(in_dim=source_encoder.out_dim, out_dim=cfg.encoder_embed_dim, stride=cfg.adapter_stride)
@@ -201,7 +206,10 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
                 cfg.text_pretrained,
                 dictionary=dictionary,
             )
-        encoder = SignEncoder(source_encoder, adapter, text_encoder)
+        ctc_head = None
+        if cfg.ctc:
+            ctc_head = CTCHead(cfg.encoder_embed_dim, len(dictionary), compression=cfg.ctc_compression)
+        encoder = SignEncoder(source_encoder, adapter, text_encoder, ctc_head)
         return cls(cfg, encoder, decoder)
 
     def forward(
@@ -221,15 +229,19 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
         """Longest source (source steps) and longest target (tokens)."""
         return self.encoder.max_positions(), min(self.decoder.max_positions(), self.cfg.max_target_positions)
 
+    def upgrade_state_dict_named(self, state_dict: dict, name: str) -> None:
+        for parameter in ("weight", "bias"):  # its place in checkpoints of version 0.1
+            if f"ctc_projection.{parameter}" in state_dict:
+                state_dict[f"encoder.ctc_head.projection.{parameter}"] = state_dict.pop(f"ctc_projection.{parameter}")
+        super().upgrade_state_dict_named(state_dict, name)
+
     # CTC, in the form that fairseq's label_smoothed_cross_entropy_with_ctc asks for
 
     def get_ctc_output(self, net_output, sample) -> tuple[Tensor, Tensor]:
         """Log-probabilities (T', B, V) in fp32 and their lengths (B,)."""
-        if self.ctc_projection is None:
+        if self.encoder.ctc_head is None:
             raise OptionError("criterion label_smoothed_cross_entropy_with_ctc needs model.ctc=true")
-        encoder_out = net_output[1]["encoder_out"]
-        log_probs = torch.log_softmax(self.ctc_projection(encoder_out["encoder_out"][0]).float(), dim=-1)
-        return log_probs, (~encoder_out["encoder_padding_mask"][0]).sum(dim=1)
+        return self.encoder.ctc_head.log_probs(net_output[1]["encoder_out"])
 
     def get_ctc_target(self, sample) -> tuple[Tensor, Tensor]:
         """Targets (B, U) without EOS (and without the BOS of BART, which is CTC's blank), and their lengths (B,)."""

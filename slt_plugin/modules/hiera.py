@@ -367,9 +367,9 @@ def signhiera_tiny_32x64(*, drop_path_rate: float = 0.0, num_classes: int = 400)
         embed_dim=32,
         num_heads=1,
         stages=(1, 1, 2, 1),
-        patch_kernel=(3, 11, 11),
+        patch_kernel=(2, 8, 8),
         patch_stride=(2, 8, 8),
-        patch_padding=(1, 5, 5),
+        patch_padding=(0, 0, 0),
         drop_path_rate=drop_path_rate,
         num_classes=num_classes,
     )

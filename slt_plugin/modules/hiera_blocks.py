@@ -61,7 +61,12 @@ class PatchEmbed(nn.Module):
         """Frames of each time step (N, kernel[0], in_chans, H, W) -> (N, H', W', dim)."""
         weight = self.proj.weight.transpose(1, 2).flatten(1, 2)  # dim x (kernel[0] * in_chans) x kh x kw
         x = windows.flatten(1, 2).to(weight.dtype)
-        x = F.conv2d(x, weight, self.proj.bias, self.proj.stride[1:], self.proj.padding[1:])
+        stride = self.proj.stride[1:]
+        if self.proj.kernel_size[1:] == stride and not any(self.proj.padding[1:]):
+            # patches that do not overlap: one matrix product, whose gradient is several times faster on a CPU
+            patches = x.unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))  # N x C x H' x kh x W' x kw
+            return F.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3), weight.flatten(1), self.proj.bias)
+        x = F.conv2d(x, weight, self.proj.bias, stride, self.proj.padding[1:])
         return x.permute(0, 2, 3, 1)
 
 
