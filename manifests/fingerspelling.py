@@ -20,8 +20,9 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -94,14 +95,8 @@ def build(
             jobs.append((split, out / name, seeded[k * SHARD : (k + 1) * SHARD]))
     render = partial(render_shard, {vocabulary.language.sign_lang: vocabulary.language for vocabulary in vocabularies})
     rows: dict[str, list[Row]] = {}
-    with ExitStack() as stack:
-        run = map
-        if workers > 1:
-            # spawned, not forked: fork is unsafe beside the threads of numpy and tqdm
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.map
-        progress = stack.enter_context(tqdm(total=sum(len(job[2]) for job in jobs), unit=" sentences", disable=None))
+    total = sum(len(job[2]) for job in jobs)
+    with worker_map(workers) as run, tqdm(total=total, unit=" sentences", disable=None) as progress:
         results = run(render, [job[2] for job in jobs], [job[1] for job in jobs])
         for (split, path, _), counts in zip(jobs, results, strict=True):
             done = rows.setdefault(split, [])
@@ -110,6 +105,20 @@ def build(
                 write_manifest(out / f"{split}.tsv", done)
             progress.update(len(counts))
     return rows
+
+
+@contextmanager
+def worker_map(workers: int) -> Iterator[Callable]:
+    """`map` in this process, or in several; what is not begun when the block ends is dropped."""
+    if workers == 1:
+        yield map
+        return
+    # spawned, not forked: fork is unsafe beside the threads of numpy and tqdm
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _shard_rows(split: str, path: str, sentences: list[Sentence], counts: list[int], *, first: int) -> list[Row]:
@@ -140,15 +149,19 @@ def is_complete(out: Path, split: str, size: int) -> bool:
     return all((out / name).is_file() for name in (f"{split}.tsv", *shard_names(split, size)))
 
 
-def claim_folder(out: Path, description: dict, overwrite: bool) -> None:
+def claim_folder(
+    out: Path, description: dict, overwrite: bool, media: str = "poses/{split}-[0-9][0-9][0-9].npy"
+) -> None:
     """Record in corpus.json what `out` holds; refuse a folder that holds something else.
+
+    `media` is the pattern of a split's media files: with the manifests they are what `overwrite` deletes.
 
     Raises:
         CorpusError: other options or versions, or files of unknown origin, and no --overwrite.
     """
     record = out / "corpus.json"
     ours = [out / f"{split}.tsv" for split in SPLITS]
-    ours += [path for split in SPLITS for path in out.glob(f"poses/{split}-[0-9][0-9][0-9].npy")]
+    ours += [path for split in SPLITS for path in out.glob(media.format(split=split))]
     if overwrite:
         for path in [*ours, record]:
             path.unlink(missing_ok=True)
@@ -161,7 +174,7 @@ def claim_folder(out: Path, description: dict, overwrite: bool) -> None:
             "or choose another --out"
         )
     elif any(path.exists() for path in ours):
-        raise CorpusError(f"{out} has manifests or poses but no corpus.json: choose another --out, or add --overwrite")
+        raise CorpusError(f"{out} has manifests or media but no corpus.json: choose another --out, or add --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     with atomic_open(record) as file:
         file.write((json.dumps(description, indent=2) + "\n").encode("utf-8"))
@@ -185,17 +198,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     for split, size in zip(SPLITS, (12000, 300, 500, 500), strict=True):
-        parser.add_argument(f"--{split.replace('_', '-')}", type=_positive, default=size, help="sentences")
+        parser.add_argument(f"--{split.replace('_', '-')}", type=positive, default=size, help="sentences")
     parser.add_argument("--seed", type=_natural, default=1, help="of words, sentences, and their variation")
     parser.add_argument("--sign-langs", default="ase", metavar="CODES", help="sign languages, separated by commas")
     parser.add_argument("--words", type=Path, metavar="FILE", help="words, one a line, instead of words.txt")
     parser.add_argument("--pseudo-words", type=_fraction, default=0.5, help="fraction of training sentences")
-    parser.add_argument("--workers", type=_positive, default=2, help="processes")
+    parser.add_argument("--workers", type=positive, default=2, help="processes")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus built with other options")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)

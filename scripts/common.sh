@@ -146,27 +146,45 @@ prepare_environment() {
     install
 }
 
-# The fingerspelling experiment: quickstart.sh runs it, control.sh runs it with shuffled texts.
+# The fingerspelling experiment on two tracks, landmarks (pose) and raw video rendered from them (video): quickstart.sh
+# runs it, control.sh runs one of them with shuffled texts.
 #
-#   SEED  of corpus and training                    (default: 1)
-#   DATA  folder of the corpus, 0.8 GB              (default: data/fingerspelling, or data/fingerspelling-SEED)
-#   RUN   folder of checkpoints, logs and outputs   (default: runs/fingerspelling, or runs/fingerspelling-SEED)
+#   SEED        of corpus and training                    (default: 1)
+#   DATA        folder of the corpus, 0.8 GB              (default: data/fingerspelling, or data/fingerspelling-SEED)
+#   RUN         folder of checkpoints, logs and outputs   (default: runs/fingerspelling, or runs/fingerspelling-SEED)
+#   VIDEO_DATA  folder of the rendered videos, 0.2 GB     (default: data/fingerspelling_video, or with -SEED)
+#   VIDEO_RUN   the video track's folder of results       (default: runs/fingerspelling_video, or with -SEED)
 
-# experiment_folders NAME: sets SEED, DATA and RUN and goes to the repository, where all commands below are run.
+# experiment_folders SUFFIX: sets these five and goes to the repository, where all commands below are run.
 experiment_folders() {
     SEED="${SEED:-1}"
     [[ "$SEED" =~ ^[0-9]+$ ]] || die "SEED=$SEED is no whole number"
-    local suffix=""
-    [ "$SEED" = 1 ] || suffix="-$SEED"
-    DATA="$(absolute "${DATA:-$ROOT/data/fingerspelling$suffix}")"
-    RUN="$(absolute "${RUN:-$ROOT/runs/$1$suffix}")"
+    local seed="" name
+    [ "$SEED" = 1 ] || seed="-$SEED"
+    DATA="$(absolute "${DATA:-$ROOT/data/fingerspelling$seed}")"
+    VIDEO_DATA="$(absolute "${VIDEO_DATA:-$ROOT/data/fingerspelling_video$seed}")"
+    RUN="$(absolute "${RUN:-$ROOT/runs/fingerspelling$1$seed}")"
+    VIDEO_RUN="$(absolute "${VIDEO_RUN:-$ROOT/runs/fingerspelling_video$1$seed}")"
     cd "$ROOT"
-    # shorter in everything that is printed
-    DATA="${DATA#"$ROOT"/}"
-    RUN="${RUN#"$ROOT"/}"
-    mkdir -p "$DATA" "$RUN"
+    for name in DATA VIDEO_DATA RUN VIDEO_RUN; do
+        printf -v "$name" '%s' "${!name#"$ROOT"/}" # shorter in everything that is printed
+    done
+    mkdir -p "$DATA"
     # what Hydra 1.3 tells fairseq about Hydra 1.4 at every start
     export PYTHONWARNINGS="ignore:::fairseq_cli.hydra_train,ignore:::hydra.main,ignore:::hydra._internal.hydra,ignore:::sys"
+    use_track pose
+}
+
+# use_track pose|video: what build_corpus, train and evaluate work on from here: MANIFESTS, OUT (the value of
+# VARIABLE) and FRAMES (of a batch of generation).
+use_track() {
+    TRACK="$1"
+    case "$TRACK" in
+        pose) MANIFESTS="$DATA" OUT="$RUN" VARIABLE=RUN FRAMES=12000 ;;
+        video) MANIFESTS="$VIDEO_DATA" OUT="$VIDEO_RUN" VARIABLE=VIDEO_RUN FRAMES=2000 ;;
+        *) die "unknown track $TRACK" "there are:  pose, video" ;;
+    esac
+    mkdir -p "$OUT"
 }
 
 # run COMMAND...: shows the command as it can be typed again, and runs it.
@@ -201,7 +219,7 @@ once() {
     if [ -f "$begun" ] && [ "$(cat "$begun")" != "$text" ]; then
         diff "$begun" - <<<"$text" >&2 || true
         die "$(dirname "$stamp") holds the results of other settings or another corpus (the difference is above)" \
-            "choose another place:  RUN=/path/to/new bash scripts/$(basename "$0")" \
+            "choose another place:  ${VARIABLE:-RUN}=/path/to/new bash scripts/$(basename "$0")" \
             "or start again:        rm -rf '$(dirname "$stamp")'"
     fi
     if [ -f "$stamp" ]; then
@@ -213,37 +231,40 @@ once() {
     touch "$stamp"
 }
 
+# build_corpus: the landmarks with their vocabulary, and on the video track the videos, which show the same sentences.
 build_corpus() {
     run python manifests/fingerspelling.py --out "$DATA" --seed "$SEED"
     [ "$DATA/char.model" -nt "$DATA/train.tsv" ] ||
         run python scripts/train_sentencepiece.py "$DATA/train.tsv" --out "$DATA/char" --model-type char
+    [ "$TRACK" = pose ] ||
+        run python manifests/fingerspelling_video.py "$DATA" --out "$VIDEO_DATA"
 }
 
 # train FOLDER [OVERRIDE...]: training on the manifests in FOLDER with the stock command. An interrupted run goes on
 # from its last checkpoint.
 train() {
-    local data="$1"
+    local data="$1" config=slt_plugin/config/finetune name="fingerspelling_$TRACK"
     shift
-    local config=slt_plugin/config/finetune
     local INPUTS=("$data/train.tsv" "$data/valid.tsv" "$DATA/char.model" "$config/_base.yaml"
-        "$config/fingerspelling_pose.yaml" "$config/experiment/fingerspelling_pose.yaml")
-    once "$RUN/trained" fairseq-hydra-train --config-dir "$config" --config-name fingerspelling_pose \
+        "$config/$name.yaml" "$config/experiment/$name.yaml")
+    once "$OUT/trained" fairseq-hydra-train --config-dir "$config" --config-name "$name" \
         common.user_dir=slt_plugin "task.data=$data" "task.codec_path=$DATA/char.model" "common.seed=$SEED" \
-        "checkpoint.save_dir=$RUN" "$@"
+        "checkpoint.save_dir=$OUT" "$@"
 }
 
 # evaluate SPLIT: beam search with the stock command, then the official scores against the manifest's raw text.
 evaluate() {
-    local split="$1" model="$RUN/checkpoint_best.pt"
-    local stamp="$RUN/generate/$split.done"
-    if [ "$stamp" -nt "$model" ] && [ "$stamp" -nt "$DATA/$split.tsv" ]; then
+    local split="$1" model="$OUT/checkpoint_best.pt"
+    local stamp="$OUT/generate/$split.done"
+    if [ "$stamp" -nt "$model" ] && [ "$stamp" -nt "$MANIFESTS/$split.tsv" ]; then
         echo "done before: fairseq-generate of $split (again: rm '$stamp')"
     else
-        quietly "$RUN/generate/$split.log" fairseq-generate "$DATA" --user-dir slt_plugin --task sign_to_text \
-            --path "$model" --gen-subset "$split" --beam 5 --scoring sacrebleu --results-path "$RUN/generate"
+        quietly "$OUT/generate/$split.log" fairseq-generate "$MANIFESTS" --user-dir slt_plugin --task sign_to_text \
+            --path "$model" --gen-subset "$split" --beam 5 --max-tokens "$FRAMES" \
+            --scoring sacrebleu --results-path "$OUT/generate"
         touch "$stamp"
     fi
-    run slt-score "$RUN/generate/generate-$split.txt" --manifest "$DATA/$split.tsv" \
-        --metrics bleu4,chrf,word_accuracy --json "$RUN/scores-$split.json" \
-        --save-hypotheses "$RUN/hypotheses-$split.jsonl"
+    run slt-score "$OUT/generate/generate-$split.txt" --manifest "$MANIFESTS/$split.tsv" \
+        --metrics bleu4,chrf,word_accuracy --json "$OUT/scores-$split.json" \
+        --save-hypotheses "$OUT/hypotheses-$split.jsonl"
 }

@@ -1,28 +1,42 @@
 #!/usr/bin/env bash
-# From nothing to scored English: environment, corpus of real fingerspelling poses, training, generation, scores.
+# From nothing to scored English, on two tracks: real fingerspelling poses, and small videos rendered from them. For each:
+# corpus, training, generation, scores. --fast skips the videos.
 # Two CPU cores and 4 GB of memory are enough. Finished steps are skipped when it runs again; an interrupted training
-# goes on. Settings are environment variables: PYTHON VENV CONSTRAINTS SEED DATA RUN (scripts/common.sh explains them).
+# goes on. Settings are environment variables: PYTHON VENV CONSTRAINTS SEED DATA RUN VIDEO_DATA VIDEO_RUN
+# (scripts/common.sh explains them).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+TRACKS="pose video"
 case "${1:-}" in
     "") ;;
-    -h | --help) sed -n '2,4s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
-    *) die "unknown argument $1" "settings are environment variables: SEED=2 bash scripts/quickstart.sh" ;;
+    --fast) TRACKS="pose" ;;
+    -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
+    *) die "unknown argument $1" "without raw video:  bash scripts/quickstart.sh --fast" \
+        "settings are environment variables: SEED=2 bash scripts/quickstart.sh" ;;
 esac
 
 step "environment"
 prepare_environment
-experiment_folders fingerspelling
-step "corpus ($DATA)"
-build_corpus
-step "training ($RUN)"
-train "$DATA"
-for split in test test_unseen; do
-    step "generation and scores: $split"
-    evaluate "$split"
+experiment_folders ""
+TABLE=()
+for track in $TRACKS; do
+    begun=$SECONDS
+    use_track "$track"
+    step "$track: corpus ($MANIFESTS)"
+    build_corpus
+    step "$track: training ($OUT)"
+    train "$MANIFESTS"
+    for split in test test_unseen; do
+        step "$track: generation and scores: $split"
+        evaluate "$split"
+    done
+    end_step
+    printf '\n-- track %s: %d s\n' "$track" "$((SECONDS - begun))"
+    TABLE+=("$track=$OUT")
 done
-end_step
+printf '\n'
+python scripts/compare_tracks.py "${TABLE[@]}"
 
 cat <<END
 
@@ -32,9 +46,14 @@ Done in $SECONDS s.
   log           $RUN/train.log
   hypotheses    $RUN/hypotheses-test.jsonl, hypotheses-test_unseen.jsonl
   scores        $RUN/scores-test.json, scores-test_unseen.json
+END
+[ "$TRACKS" = pose ] || cat <<END
+  raw video     the same in $VIDEO_DATA and $VIDEO_RUN
+END
+cat <<END
 How to go on
   the commands  export PATH=$VENV/bin:\$PATH
   this machine  slt-doctor
-  the control   bash scripts/control.sh   (texts shuffled against the poses: must score under 10 BLEU)
+  the control   bash scripts/control.sh [--track video]   (texts shuffled against the input: must score under 10 BLEU)
   your corpus   manifests/README.md, then the lines above that begin with "+"
 END

@@ -17,6 +17,7 @@ from slt_plugin.data.manifest import Row, read_manifest, write_manifest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import compare_tracks  # noqa: E402
 import shuffle_texts  # noqa: E402
 
 FAKE_PYTHON = """#!/bin/bash
@@ -75,6 +76,9 @@ def test_syntax(script):
 def test_help_costs_nothing(name):
     run = subprocess.run(["bash", str(SCRIPTS / name), "--help"], capture_output=True, text=True, check=True)
     assert len(run.stdout.splitlines()) >= 2
+    assert "set -" not in run.stdout  # the comment only, all of it
+    if name != "test.sh":
+        assert "VIDEO_RUN" in run.stdout
 
 
 def test_a_wrong_python_is_refused_with_the_way_out(shell, tmp_path):
@@ -202,6 +206,88 @@ def test_wrong_settings_stop_before_any_work(shell):
         run = subprocess.run(["bash", str(SCRIPTS / name), "--seed", "2"], capture_output=True, text=True, check=False)
         assert run.returncode == 1
         assert "SEED=2 bash scripts/" in run.stderr
+    command = ["bash", str(SCRIPTS / "control.sh"), "--track", "sound"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "--track sound: there are two tracks, pose and video" in run.stderr
+
+
+def test_folders_of_the_tracks(tmp_path):
+    """A copy of common.sh in an empty repository, because the folders are made."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/common.sh").write_text((SCRIPTS / "common.sh").read_text())
+    code = (
+        f'set -euo pipefail; source {tmp_path}/scripts/common.sh; experiment_folders "$1"; '
+        'for t in pose video; do use_track $t; echo "$MANIFESTS $OUT $VARIABLE"; done; use_track sound'
+    )
+
+    def run(suffix: str, **settings: str) -> subprocess.CompletedProcess:
+        env = {"PATH": "/usr/bin:/bin", **settings}
+        return subprocess.run(
+            ["bash", "-c", code, "test.sh", suffix], capture_output=True, text=True, check=False, env=env
+        )
+
+    for suffix in ("", "-control"):
+        assert run(suffix).stdout.splitlines() == [
+            f"data/fingerspelling runs/fingerspelling{suffix} RUN",
+            f"data/fingerspelling_video runs/fingerspelling_video{suffix} VIDEO_RUN",
+        ]
+        assert run(suffix, SEED="3").stdout.splitlines() == [
+            f"data/fingerspelling-3 runs/fingerspelling{suffix}-3 RUN",
+            f"data/fingerspelling_video-3 runs/fingerspelling_video{suffix}-3 VIDEO_RUN",
+        ]
+    names = {"DATA": "d", "RUN": "r", "VIDEO_DATA": "v", "VIDEO_RUN": "vr"}
+    given = {name: f"{tmp_path}/{folder}" for name, folder in names.items()}
+    assert run("", **given).stdout.splitlines() == ["d r RUN", "v vr VIDEO_RUN"]
+    assert "there are:  pose, video" in run("").stderr
+
+
+def finished_run(folder: Path, bleu: float, checkpoint: int) -> Path:
+    """What compare_tracks.py reads of a run."""
+    folder.mkdir()
+    for split in ("test", "test_unseen"):
+        scores = {"metrics": {"bleu4": bleu, "chrf": 95.128, "word_accuracy": 1.0}}
+        (folder / f"scores-{split}.json").write_text(json.dumps(scores))
+    lines = ["[2026][fairseq_cli.train][INFO] - num. shared model params: 3,887,311 (num. trained: 3,783,999)"]
+    lines += [f"[2026][train_inner][INFO] - epoch 001: wps=1, ups={u}, wpb=3, bsz=20, lr=1" for u in (2, 1.5, 0.1)]
+    (folder / "train.log").write_text("\n".join(lines))
+    (folder / "checkpoint_best.pt").write_bytes(bytes(checkpoint))
+    return folder
+
+
+def test_compare_tracks(tmp_path, capsys):
+    pose, video = finished_run(tmp_path / "p", 90.004, 1_600_000), finished_run(tmp_path / "v", 5.5, 400_000)
+    assert compare_tracks.main([f"pose={pose}", f"video={video}"]) == 0
+    out = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert lines[0] == ["", "pose", "video"]
+    assert lines[2:] == [
+        ["BLEU-4 test", "90.00", "5.50"],
+        ["chrF test", "95.13", "95.13"],
+        ["BLEU-4 test_unseen", "90.00", "5.50"],
+        ["chrF test_unseen", "95.13", "95.13"],
+        ["parameters", "3.9 M", "3.9 M"],
+        ["checkpoint", "2 MB", "0 MB"],
+        ["training clips/s", "30", "30"],
+    ]
+    assert "The videos are synthetic" in out
+    assert compare_tracks.main([f"pose={pose}"]) == 0
+    assert "synthetic" not in capsys.readouterr().out
+
+
+def test_compare_tracks_names_what_is_missing(tmp_path, capsys):
+    for name in ("scores-test.json", "train.log", "checkpoint_best.pt"):
+        folder = finished_run(tmp_path / name, 1.0, 1)
+        (folder / name).unlink()
+        assert compare_tracks.main([f"pose={folder}"]) == 1
+        assert str(folder / name) in capsys.readouterr().err
+    folder = finished_run(tmp_path / "log", 1.0, 1)
+    (folder / "train.log").write_text("nothing\n")
+    assert compare_tracks.main([f"pose={folder}"]) == 1
+    assert "not the log of a training" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare_tracks.main([str(folder)])
+    assert "expected NAME=FOLDER" in capsys.readouterr().err
 
 
 def rows_of(texts: list[str]) -> list[Row]:
@@ -242,7 +328,7 @@ def test_the_control_fails_where_shuffled_texts_still_score(tmp_path):
     """Its last lines, on made-up scores: the limit is 10 BLEU-4."""
     source = (SCRIPTS / "control.sh").read_text()
     ending = source[source.index("\nbleu=") :]
-    code = f'set -euo pipefail; source {SCRIPTS}/common.sh; RUN={tmp_path}; LIMIT=10; PATH="$BIN:$PATH"\n{ending}'
+    code = f'set -euo pipefail; source {SCRIPTS}/common.sh; OUT={tmp_path}; LIMIT=10; PATH="$BIN:$PATH"\n{ending}'
     for bleu, status in [(1.3, 0), (9.99, 0), (10.0, 1), (74.2, 1)]:
         (tmp_path / "scores-test.json").write_text(json.dumps({"metrics": {"bleu4": bleu}}))
         run = subprocess.run(
