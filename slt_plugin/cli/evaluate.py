@@ -15,58 +15,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from slt_plugin.cli.decoding import Models
 from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
-from slt_plugin.cli.evaluation_checks import check_checkpoints, check_options, check_words, prepare_results, read_texts
+from slt_plugin.cli.evaluation_checks import MAY_BE_NULL, check_checkpoints, check_options, prepare_results, read_texts
+from slt_plugin.cli.overrides import CONFIGS, compose
 from slt_plugin.common.files import atomic_open
 from slt_plugin.common.messages import listing
 from slt_plugin.data.errors import DataError
 from slt_plugin.scoring.hypotheses import Hypothesis, write_hypotheses
 from slt_plugin.scoring.report import check_metrics, format_table, score, signatures
 
-CONFIGS = Path(__file__).parents[1] / "config" / "generate"
-
 logger = logging.getLogger(__name__)
 
 
-def compose(overrides: Sequence[str]):
-    """The options: evaluate.yaml with the command line's overrides.
-
-    Raises:
-        OptionError: words that are no option of evaluate.yaml.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    check_words(overrides, OmegaConf.to_container(OmegaConf.load(CONFIGS / "evaluate.yaml")))
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose("evaluate", overrides=list(overrides))
-
-
-class Decoder:
-    """Models of one checkpoint (or ensemble), their task and a fairseq generator, on the GPU where there is one."""
-
-    def __init__(self, cfg, paths: Sequence[Path]):
-        import torch
-        from fairseq import checkpoint_utils
-
-        # the vocabulary comes from the checkpoint, data and limit from here, as with fairseq-generate
-        overrides = {
-            "data": str(cfg.data),
-            "media_root": cfg.media_root and str(cfg.media_root),
-            "max_source_positions": cfg.dataset.max_source_positions,
-        }
-        self.models, _, self.task = checkpoint_utils.load_model_ensemble_and_task(
-            [str(path) for path in paths], arg_overrides=overrides
-        )
-        self.device = "cuda" if torch.cuda.is_available() and not cfg.common.cpu else "cpu"
-        for model in self.models:
-            if cfg.common.fp16:
-                model.half()
-            elif cfg.common.bf16:
-                model.bfloat16()
-            model.to(self.device).prepare_for_inference_(cfg)
-        self.generator = self.task.build_generator(self.models, cfg.generation)
+class Decoder(Models):
+    """Models that decode whole manifests."""
 
     def batches(self, subset: str, cfg):
         """fairseq's iterator over ``<data>/<subset>.tsv``.
@@ -74,11 +37,9 @@ class Decoder:
         Raises:
             DataError: the manifest is wrong, or rows are too long and are not to be skipped.
         """
-        from fairseq import utils
-
         self.task.load_dataset(subset, task_cfg=self.task.cfg)
         dataset = self.task.dataset(subset)
-        limits = utils.resolve_max_positions(self.task.max_positions(), *[m.max_positions() for m in self.models])
+        limits = self.limits()
         skip = cfg.dataset.skip_invalid_size_inputs
         kept, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), limits)
         if ignored and not skip:
@@ -106,7 +67,6 @@ class Decoder:
 
     def decode(self, subset: str, batches, cfg) -> list[Hypothesis]:
         """One hypothesis for each row of ``batches``, in the manifest's order."""
-        from fairseq import utils
         from fairseq.logging.progress_bar import progress_bar
 
         rows = self.task.dataset(subset).rows
@@ -117,11 +77,7 @@ class Decoder:
             prefix=subset,
             default_log_format="tqdm",
         ):
-            if self.device == "cuda":
-                sample = utils.move_to_cuda(sample)
-            for i, best in zip(
-                sample["id"].tolist(), self.task.inference_step(self.generator, self.models, sample), strict=True
-            ):
+            for i, best in zip(sample["id"].tolist(), self.generate(sample), strict=True):
                 text = self.task.codec.decode(best[0]["tokens"])
                 found[i] = Hypothesis(rows[i].id, rows[i].text, text, float(best[0]["score"]), rows[i].text_lang)
         if len(found) != len(rows) and not cfg.dataset.skip_invalid_size_inputs:
@@ -187,7 +143,13 @@ def evaluate(cfg) -> None:
 
     np.random.seed(cfg.common.seed)
     set_torch_seed(cfg.common.seed)
-    decoder = Decoder(cfg, paths)
+    # the vocabulary comes from the checkpoint, data and limit from here, as with fairseq-generate
+    options = {
+        "data": str(cfg.data),
+        "media_root": cfg.media_root and str(cfg.media_root),
+        "max_source_positions": cfg.dataset.max_source_positions,
+    }
+    decoder = Decoder(paths, cfg, options)
     if decoder.task.codec.lowercase and not cfg.lowercase:
         logger.warning(
             "the model was trained on lower-cased text and is scored against references with capitals: "
@@ -206,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(name)s | %(message)s")
     try:
-        evaluate(compose(arguments))
+        evaluate(compose("evaluate", arguments, may_be_null=MAY_BE_NULL))
     except EXPECTED_ERRORS as error:
         print(f"slt-evaluate: {one_line(error)}", file=sys.stderr)
         return 1

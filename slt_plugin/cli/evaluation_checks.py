@@ -1,11 +1,10 @@
-"""What ``slt-evaluate`` checks before it loads a model: its words, options, manifests, results folder, checkpoints."""
+"""What ``slt-evaluate`` checks before it loads a model: its options, manifests, results folder, checkpoints."""
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from slt_plugin.checkpoints.keymaps import CheckpointError
-from slt_plugin.cli.overrides import parse
 from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest
@@ -13,33 +12,6 @@ from slt_plugin.models.errors import OptionError
 
 MAY_BE_NULL = ("dataset.max_tokens",)  # where dataset.batch_size is given
 LOG_FORMATS = (None, "json", "none", "simple", "tqdm")  # of fairseq's progress bar
-
-
-def check_words(words: Sequence[str], defaults: dict) -> None:
-    """Refuses words that would have no effect, also those with Hydra's "+", and values of another type.
-
-    Args:
-        words: ``option=value``.
-        defaults: the content of evaluate.yaml.
-
-    Raises:
-        OptionError
-    """
-    known = _leaves(defaults)
-    for override in parse(words):
-        key = override.key_or_group
-        if key not in known:
-            raise OptionError(f"{key} is no option{did_you_mean(key, known)} (slt-evaluate --help lists all of them)")
-        if override.is_delete() or override.is_add():
-            raise OptionError(f"{override.input_line}: write {key}=VALUE, options are neither added nor removed")
-        value, default = override.value(), known[key]
-        wanted = type(default)
-        if wanted not in (bool, int, float) or (value is None and key in MAY_BE_NULL):
-            continue
-        numbers = (int, float) if wanted is float else wanted
-        if isinstance(value, bool) != (wanted is bool) or not isinstance(value, numbers):
-            names = {bool: "true or false", int: "a whole number", float: "a number"}
-            raise OptionError(f"{override.input_line}: {key} is {names[wanted]} (default: {default})")
 
 
 def check_options(cfg) -> None:
@@ -122,11 +94,3 @@ def check_checkpoints(joined: str) -> list[Path]:
                 f"checkpoint={path} is no slt_plugin checkpoint; import it with slt-import-checkpoint"
             )
     return paths
-
-
-def _leaves(tree: dict, prefix: str = "") -> dict[str, object]:
-    """Dotted key -> default of every option; a list is one option, "???" (mandatory) reads as a text."""
-    found: dict[str, object] = {}
-    for key, value in tree.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
