@@ -15,9 +15,11 @@ from slt_plugin.checkpoints.provenance import sha256_of
 from slt_plugin.cli import translate
 from slt_plugin.cli.import_checkpoint import _configuration, _write
 from slt_plugin.data.clips import ClipOptions, VideoSource
+from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.store import Fingerprint
 from slt_plugin.data.transforms import normalise
+from slt_plugin.extraction.encoded_video import EncodedVideo
 from slt_plugin.models.sign_to_text import SignToTextConfig
 from slt_plugin.modules.hiera import VARIANTS
 from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
@@ -34,8 +36,10 @@ def write_checkpoint(path, spm, fingerprint=None, encoder="signhiera", **task_op
     if fingerprint is not None:
         task.feature_origin.compare("train.tsv", Fingerprint(fingerprint))
     sizes = {f"{part}_{name}": 16 for part in ("encoder", "decoder") for name in ("embed_dim", "ffn_embed_dim")}
-    config = SignToTextConfig(source_encoder=encoder, signhiera_variant="tiny_32x64", signhiera_trainable_blocks=-1,
-                              pose_dim=16, encoder_layers=1, decoder_layers=1, max_encoder_positions=60, **sizes)  # fmt: skip
+    if encoder == "signhiera":
+        sizes |= {"signhiera_variant": "tiny_32x64", "signhiera_trainable_blocks": -1}
+    config = SignToTextConfig(source_encoder=encoder, pose_dim=16, encoder_layers=1, decoder_layers=1,
+                              max_encoder_positions=60, **sizes)  # fmt: skip
     cfg = _configuration(task.cfg, config)
     torch.manual_seed(0)
     model = task.build_model(cfg.model)
@@ -152,6 +156,32 @@ def test_features_from_their_encoder_or_from_files(run, folder, tmp_path):
     assert json.loads(out)["hypotheses"] == stored["hypotheses"]
 
 
+def test_encoded_video_takes_every_nth_step_as_the_model_was_trained(folder):
+    made = {"num_frames": 32, "sampling_rate": 1, "target_fps": 25, "stride": 16, "size": 64}
+    row = Row("a", "videos/a.mp4")
+    whole, half = (
+        EncodedVideo(folder, folder / "hiera.pt", fingerprint=Fingerprint({**made, "variant": "tiny_32x64"}),
+                     channels=256, step=step, device="cpu")
+        for step in (1, 3)
+    )  # fmt: skip
+    assert torch.equal(half.load(row), whole.load(row)[::3])
+    assert half.num_steps(row) == len(half.load(row))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_frames": "32"}, "num_frames='32'; expected a number"),
+        ({"dtype": "float16"}, "dtype='float16'; expected one of fp32"),
+        ({"num_frames": 64}, "made of 64 frames of 64 pixels"),
+    ],
+)
+def test_a_fingerprint_of_no_meaning_is_named(folder, values, message):
+    with pytest.raises(DataError, match=message):
+        EncodedVideo(folder, folder / "hiera.pt", fingerprint=Fingerprint({"variant": "tiny_32x64", **values}),
+                     channels=256, step=1, device="cpu")  # fmt: skip
+
+
 def test_another_encoder_than_the_features_is_refused(run, folder, tmp_path):
     torch.save({"model": VARIANTS["tiny_32x64"]().state_dict()}, tmp_path / "other.pt")
     code, _, err = run(folder / "videos", "--encoder", tmp_path / "other.pt", checkpoint="features.pt")
@@ -166,7 +196,9 @@ def test_a_large_frame_without_box_is_warned_of(run, tmp_path, caplog):
     assert code == 0 and "signer_boxes.py" in caplog.text and "--box auto" in caplog.text
 
 
-@pytest.mark.parametrize("words", [("--box", "1,2"), ("--start", "-1"), ("--beam", "0"), ("--n-best", "9")])
+@pytest.mark.parametrize(
+    "words", [("--start", "2", "--end", "1"), ("--box", "1,2"), ("--start", "-1"), ("--beam", "0"), ("--n-best", "9")]
+)
 def test_wrong_usage_is_refused(run, folder, words):
     with pytest.raises(SystemExit) as exit:
         run(folder / "videos" / "a.mp4", *words)

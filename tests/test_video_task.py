@@ -28,6 +28,9 @@ OVERRIDES = (  # what turns the quickstart's configuration of poses into one of 
 )  # fmt: skip
 
 
+NO_SIGNHIERA = {"signhiera_variant": "base_128x224", "signhiera_trainable_blocks": 0}  # the defaults
+
+
 def video_task(corpus, spm, **options):
     return setup(corpus, spm, **VIDEO, **options)
 
@@ -77,7 +80,7 @@ def test_video_and_extracted_features_give_the_same_text_model_output(video_corp
     write_manifest(tmp_path / "valid.tsv", rows)
     other = setup(tmp_path, spm_model, source="features", feature_channels=hiera.feature_dim)
     other.load_dataset("valid")
-    features = other.build_model(model_config(source_encoder="none")).eval()
+    features = other.build_model(model_config(source_encoder="none", **NO_SIGNHIERA)).eval()
     shared = {k: v for k, v in video.state_dict().items() if not k.startswith("encoder.source_encoder")}
     features.load_state_dict(shared)
     batches = [data.collater([data[i] for i in range(5)]) for data in (dataset, other.dataset("valid"))]
@@ -108,10 +111,17 @@ def test_truncated_rows_are_counted(video_corpus, spm_model, caplog):
     assert task.dataset("valid").source_lengths.max() == 32
 
 
+def test_options_of_a_signhiera_are_refused_where_there_is_none(pose_corpus, spm_model):
+    task = setup(pose_corpus, spm_model)
+    with pytest.raises(OptionError, match=r"source_encoder=pose has no use for model\.signhiera_pretrained"):
+        task.build_model(model_config(source_encoder="pose", signhiera_pretrained="x.pt", **NO_SIGNHIERA))
+
+
 @pytest.mark.parametrize(
     ("task_options", "model_options", "message"),
     [
-        ({}, {"source_encoder": "pose"}, "raw video is read by signhiera"),
+        ({}, {"signhiera_trainable_blocks": 0, "signhiera_drop_path": 0.1, "signhiera_pretrained": "x"}, "no effect"),
+        ({}, {"source_encoder": "pose", **NO_SIGNHIERA}, "raw video is read by signhiera"),
         ({}, {"signhiera_trainable_blocks": 0}, "freezes a SignHiera of random weights"),
         ({"clip_frames": 16}, {}, "set task.clip_frames=32"),
         ({}, {"signhiera_pretrained": "missing.pt"}, "missing.pt"),
@@ -146,6 +156,19 @@ def test_no_video_is_decoded_before_training_begins(video_corpus, spm_model, tmp
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
     assert state["task_state"]["source"]["source"] == "video" and state["task_state"]["source"]["clip_frames"] == 32
     assert any(name.startswith("encoder.source_encoder.hiera.blocks.0") for name in state["model"])
+
+
+def test_stand_in_batch_of_ranks_without_one(video_corpus, spm_model):
+    """fairseq keeps the first batch for ranks that have none: never an empty one, and before training it reads none."""
+    task = video_task(video_corpus, spm_model)
+    task.load_dataset("valid")
+    task.load_dataset("train", combine=True)  # as fairseq's trainer does; its dry run is next
+    first = {split: task.get_batch_iterator(task.dataset(split), max_tokens=400).first_batch for split in task.datasets}
+    assert first == {"valid": "DUMMY", "train": "DUMMY"}
+    model = task.build_model(model_config())
+    task.begin_epoch(1, model)
+    batch = task.get_batch_iterator(task.dataset("valid"), max_tokens=400).first_batch
+    assert batch["net_input"]["src_tokens"].ndim == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])

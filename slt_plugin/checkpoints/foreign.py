@@ -82,9 +82,11 @@ def read_torch(path: Path, *, mmap: bool = False) -> dict:
             # files from before torch 1.6 are no archives and cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except LOAD_ERRORS as error:
+        reason = (str(error).splitlines() or [""])[0]
+        if "weights_only" in reason:  # torch's advice to run what the file holds is no advice
+            reason = "it holds other things than weights and plain values, or is no PyTorch file"
         raise CheckpointError(
-            f"{path} cannot be read as a PyTorch file of weights and plain values: {type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}"
+            f"{path} cannot be read as a PyTorch file of weights and plain values: {type(error).__name__}: {reason}"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict with the model's weights")

@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.n_best > args.beam:
         parser.error(f"--n-best {args.n_best}: a beam of {args.beam} has no more than {args.beam} hypotheses")
+    if args.end is not None and args.end <= (args.start or 0.0):
+        parser.error(f"--end {args.end:g} is not after --start {args.start or 0:g}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         translator = Translator(args)
@@ -111,9 +113,9 @@ class Translator:
         from slt_plugin.data.errors import DataError
         from slt_plugin.data.manifest import Row
 
-        if not path.exists():
-            raise DataError("does not exist")
         if not self._is_medium(path):
+            if not path.exists():
+                raise DataError("does not exist")
             raise DataError(f"not what this checkpoint reads: give {self._media_names()}")
         args = self.args
         box = self._box(path)
@@ -148,6 +150,7 @@ class Translator:
             self.args.encoder,
             fingerprint=self.task.feature_origin.fingerprint,
             channels=self.task.cfg.feature_channels,
+            step=self.task.cfg.step_frames,
             device=self.models.device,
         )
 
@@ -155,7 +158,7 @@ class Translator:
         from slt_plugin.data import features, pose_files, video
 
         if self.kind == "video":
-            return video.is_video(path)
+            return video.is_video(path) and path.exists()
         if self.kind == "features":
             return features.is_features(path) or path.suffix.lower() == ".npy"
         if path.is_dir():
@@ -256,7 +259,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=float, metavar="F", help="frame rate, where the file does not know it")
     parser.add_argument(
         "--box", type=_box, default="none", metavar="auto|none|x0,y0,x1,y1",
-        help="the signer: found by the face, the whole frame, or parts of width and height (default: %(default)s)",
+        help="the signer: found by the face, the frame's middle square, or parts of width and height "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--detector", choices=("hog", "cnn"), default="hog", help="face detector of --box auto")
     parser.add_argument(

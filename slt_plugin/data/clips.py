@@ -1,5 +1,6 @@
 """Raw video as a source: the sliding windows of a row, decoded."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -89,27 +90,39 @@ class VideoSource:
 
     def load(self, row: Row, *, epoch: int = 1, rng: np.random.Generator | None = None) -> Clips:
         """See `sources.Source`; one random change is drawn for all clips of the row."""
-        options, augmented = self.options, rng is not None
+        augment = self.options.augment
         with naming_row(row.id):
-            path = resolve_path(row, self.root)
-            info = video.probe(path, row.start, row.end, fps=row.fps)
-            rate = _rate(path, info.fps)
-            with naming_file(path):
-                check_num_frames(row, info.num_frames, rate)
-            windows = self._kept(options.windows(info.num_frames, rate))
-            decoded = video.decode_clip(
-                path,
-                row.start,
-                row.end,
-                indices=torch.cat([window.indices[: window.kept_frames] for window in windows]),
-                size=options.size + options.augment.crop * augmented,
-                box=row.box,
-                fps=row.fps,
-            )
-        frames = decoded.frames.permute(0, 3, 1, 2)
-        if augmented:
-            frames = augment_clip(frames, options.size, options.augment, rng)
+            windows = self._windows_of_file(row)
+            frames = self._decode(row, windows, self.options.size + (augment.crop if rng is not None else 0))
+        if rng is not None:
+            frames = augment_clip(frames, self.options.size, augment, rng)
         return Clips(frames, tuple(window.kept_frames for window in windows))
+
+    def clips(self, row: Row) -> Iterator[Tensor]:
+        """The clips of `load` one by one, (T, 3, size, size) uint8, so that a long video is never in memory as a whole."""
+        with naming_row(row.id):
+            for window in self._windows_of_file(row):
+                yield self._decode(row, [window], self.options.size)
+
+    def _windows_of_file(self, row: Row) -> list[Window]:
+        path = resolve_path(row, self.root)
+        info = video.probe(path, row.start, row.end, fps=row.fps)
+        rate = _rate(path, info.fps)
+        with naming_file(path):
+            check_num_frames(row, info.num_frames, rate)
+        return self._kept(self.options.windows(info.num_frames, rate))
+
+    def _decode(self, row: Row, windows: list[Window], size: int) -> Tensor:
+        decoded = video.decode_clip(
+            resolve_path(row, self.root),
+            row.start,
+            row.end,
+            indices=torch.cat([window.indices[: window.kept_frames] for window in windows]),
+            size=size,
+            box=row.box,
+            fps=row.fps,
+        )
+        return decoded.frames.permute(0, 3, 1, 2)
 
     def _kept(self, windows: list[Window]) -> list[Window]:
         return windows[: self.options.truncate or None]

@@ -90,8 +90,12 @@ class SignDataset(FairseqDataset):
 
     @property
     def supports_fetch_outside_dataloader(self) -> bool:
-        # fairseq would decode its first batch of video in the main process at every start
-        return self.clip_counts is None
+        """Whether fairseq's trainer may read the first batch in the main process, as stand-in for ranks without one.
+
+        Not before training, where it would decode video (or, in the dry run, get an empty batch that it keeps): the
+        trainer then takes the first batch that it trains on.
+        """
+        return self.reads_media and (self.clip_counts is None or not self.training)
 
     def __len__(self) -> int:
         return len(self.rows)

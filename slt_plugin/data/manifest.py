@@ -30,7 +30,7 @@ class Row:
     end: float | None = None  # seconds into the media file; None = its end
     num_frames: int | None = None  # frames (or feature steps) of this row, not of the whole file
     fps: float | None = None
-    box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 in [0, 1] of width and height
+    box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 as parts of width and height, in [-1, 2]
     sign_lang: str | None = None
     text_lang: str | None = None
     signer: str | None = None

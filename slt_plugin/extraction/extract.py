@@ -69,7 +69,7 @@ def extract(options: ExtractOptions) -> Outcome:
     mark = fingerprint(options, clips, sha256=sha256_of(options.checkpoint), variant=variant)
 
     places = zip(segments, owners(segments, options.num_shards), strict=True)
-    mine = [segment for segment, owner in places if owner == options.shard]
+    mine = [segment for segment, owner in places if owner == options.element]
     stopped = None
     with StoreWriter(options.folder, mark, part=options.part, dtype=STORE_DTYPES[options.store_dtype]) as writer:
         jobs = [Job(segment, copy) for segment in mine for copy in range(options.epochs)]

@@ -37,7 +37,6 @@ def merge(
         ExtractionError: rows are missing that no element has tried, or ``out`` holds other rows.
     """
     key_of = {row_id: segment.key for segment in segments for row_id in segment.ids}
-    wanted = set(range(epochs))
     try:
         store = FeatureStore(folder)
     except StoreError as error:
@@ -45,6 +44,8 @@ def merge(
         if not failed:
             raise
         raise ExtractionError(f"no row could be extracted; the causes are in {listing(failed)}") from error
+    epochs = max(epochs, store.num_copies)  # rows with fewer copies than others would be seen less often in training
+    wanted = set(range(epochs))
     lacking = [row.id for row in rows if not (key_of[row.id] in store and wanted <= set(store.copies(key_of[row.id])))]
     failures = all_failures(folder)
     untried = [row_id for row_id in lacking if row_id not in failures]

@@ -49,7 +49,7 @@ class ExtractOptions:
     out: str
     out_manifest: str | None
     epochs: int
-    shard: int
+    shard: int | None
     num_shards: int
     merge: bool
     num_frames: int | None
@@ -90,7 +90,12 @@ class ExtractOptions:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("manifest", "out")):
                 raise OptionError(f"{name}={value}: give a text; a name that reads as a number needs quotes")
-        if self.shard >= self.num_shards:
+        if self.shard is None and self.num_shards > 1 and not self.merge:
+            raise OptionError(
+                f"num_shards={self.num_shards} without shard: give shard=0 to shard={self.num_shards - 1}, one each "
+                "run (in an array job shard=$SLURM_ARRAY_TASK_ID), then merge=true"
+            )
+        if self.element >= self.num_shards:
             raise OptionError(
                 f"shard={self.shard} num_shards={self.num_shards}: the shards are numbered 0 to {self.num_shards - 1}"
             )
@@ -134,9 +139,14 @@ class ExtractOptions:
         return None if self.staging is None else Path(os.path.expandvars(self.staging))
 
     @property
+    def element(self) -> int:
+        """The number of this element."""
+        return self.shard or 0
+
+    @property
     def part(self) -> str:
         """The name of this element's part of the store."""
-        return f"{self.shard}of{self.num_shards}"
+        return f"{self.element}of{self.num_shards}"
 
     def choose_device(self) -> torch.device:
         """Raises OptionError for one that is not there."""

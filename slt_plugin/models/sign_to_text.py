@@ -1,4 +1,4 @@
-"""Model ``sign_to_text``: sign poses or features to text through a fairseq Transformer (from scratch, BART, mBART)."""
+"""Model ``sign_to_text``: poses, features, video to text through fairseq Transformers (from scratch, BART, mBART)."""
 
 import logging
 from dataclasses import dataclass, field, replace

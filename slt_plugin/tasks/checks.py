@@ -1,6 +1,7 @@
 """What task ``sign_to_text`` checks before it trains, so that a mistake is an error and not a wrong number."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 from slt_plugin.data.dataset import SignDataset, name_rows
@@ -8,6 +9,7 @@ from slt_plugin.data.errors import DataError
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.layer_decay import NAME as LAYER_DECAY
 from slt_plugin.models.layer_decay import has_lr_scales
+from slt_plugin.models.sign_to_text import SignToTextConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,22 @@ def check_best_metric(cfg) -> None:
 
 
 def check_video_encoder(cfg) -> None:
-    """Raises OptionError where a frozen encoder of raw video would have random weights."""
-    frozen = cfg.source_encoder == "signhiera" and cfg.signhiera_trainable_blocks != -1
-    if frozen and not cfg.signhiera_pretrained:
+    """Raises OptionError where options of the SignHiera have no effect, or a frozen one would have random weights."""
+    if cfg.source_encoder != "signhiera":
+        defaults = {f.name: f.default for f in fields(SignToTextConfig) if f.name.startswith("signhiera_")}
+        given = [f"model.{name}" for name, default in defaults.items() if getattr(cfg, name, default) != default]
+        if given:
+            raise OptionError(
+                f"model.source_encoder={cfg.source_encoder} has no use for {', '.join(given)}: leave them out, or set "
+                "model.source_encoder=signhiera (task.source=video)"
+            )
+        return
+    if cfg.signhiera_trainable_blocks == 0 and cfg.signhiera_drop_path:
+        raise OptionError(
+            f"model.signhiera_drop_path={cfg.signhiera_drop_path} has no effect on a frozen SignHiera: leave it at "
+            "0, or set model.signhiera_trainable_blocks"
+        )
+    if cfg.signhiera_trainable_blocks != -1 and not cfg.signhiera_pretrained:
         raise OptionError(
             f"model.signhiera_trainable_blocks={cfg.signhiera_trainable_blocks} freezes a SignHiera of random weights: "
             "set model.signhiera_pretrained, or train all of it with model.signhiera_trainable_blocks=-1"

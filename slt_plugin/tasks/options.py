@@ -28,6 +28,7 @@ SOURCE_OPTIONS = (
     "clip_target_fps",
     "clip_stride",
     "clip_size",
+    "truncate_clips",
 )
 # the options that one kind of source alone has a use for
 _AUGMENT_POSE = ("speed", "rotation", "scale", "shear", "noise", "frame_drop", "landmark_drop")

@@ -1,4 +1,4 @@
-"""Task ``sign_to_text``: manifests of poses or features in, text out."""
+"""Task ``sign_to_text``: manifests of poses, features or videos in, text out."""
 
 import logging
 from argparse import Namespace
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @register_task("sign_to_text", dataclass=SignToTextTaskConfig)
 class SignToTextTask(FairseqTask):
-    """Trains and decodes models that read poses or features and write text.
+    """Trains and decodes models that read poses, features or raw video and write text.
 
     The vocabulary and the source options are task state: a checkpoint decodes by itself.
     """
