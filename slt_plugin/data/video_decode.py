@@ -8,7 +8,9 @@ One decoder runs in one thread: FFmpeg's frame threads wait for each other for e
 AV1 streams (FFmpeg 8.1, found by mutating valid files). `video` decodes several groups of pictures at a time instead.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from slt_plugin.data.video_index import FrameIndex, Source
 
 _WORTH_SEEKING = 12  # frames from a wanted one to a keyframe ahead
 _BACK = (0, 1, 4, 16, 64)  # seconds to go back further each time seeking has landed behind the frame asked for
+_DAMAGE_KEPT = 32  # more than a decoder holds frames back
 _MORE_HISTORY = 10.0  # seconds; enough for keyframes after which some frames still refer to earlier ones
 
 
@@ -155,6 +158,17 @@ def _without_leading(packets: Iterator[Packet], start: int) -> Iterator[Packet]:
             yield packet
 
 
+@dataclass
+class _Damage:
+    """From a packet that was refused on (place in decoding order), to the next keyframe (place, time stamp)."""
+
+    start: int
+    end: tuple[int, int] | None = None
+
+    def includes(self, place: int, pts: int) -> bool:
+        return place >= self.start and (self.end is None or place < self.end[0] or pts < self.end[1])
+
+
 class _Decoding:
     """Decodes packets of one stream and numbers the frames.
 
@@ -170,9 +184,8 @@ class _Decoding:
         if index.codec == "h264" and index.first is not None:
             self._reference_test = ReferenceTest(self.context.extradata)
         self._sent: dict[int | None, int] = {}  # time stamp -> place in decoding order
-        self._bad: int | None = None  # place of the last damaged packet
-        self._latest: tuple[int, int] | None = None  # place and time stamp of the last keyframe
-        self._key: tuple[int, int] | None = None  # the keyframe after which the damage has no part in frames
+        self._key: tuple[int, int] | None = None  # place and time stamp of the last keyframe
+        self._damage: deque[_Damage] = deque(maxlen=_DAMAGE_KEPT)
 
     def frames(self, packets: Iterator[Packet]) -> Iterator[tuple[int, VideoFrame]]:
         count = 0
@@ -211,9 +224,9 @@ class _Decoding:
     def _note(self, place: int, packet: Packet) -> None:
         self._sent[packet.pts] = place
         if packet.is_keyframe and packet.pts is not None:
-            self._latest = place, packet.pts
-            if self._bad is not None and self._key is None:
-                self._key = self._latest
+            self._key = place, packet.pts
+            if self._damage and self._damage[-1].end is None:
+                self._damage[-1].end = self._key
 
     def _decode(self, place: int, packet: Packet | None) -> list[VideoFrame]:
         try:
@@ -222,14 +235,10 @@ class _Decoding:
             self.cause = reason(err)
             pts = None if packet is None else packet.pts
             self.refused.add(pts)
-            # what is shown before a keyframe but stored after it is referred to only by others of its kind
-            leading = pts is not None and self._latest is not None and pts < self._latest[1]
-            since = self._bad is not None and self._latest is not None and self._bad > self._latest[0]
-            if not leading:
-                self._key = None
-            elif not since:
-                self._key = self._latest
-            self._bad = place
+            if not self._damage or self._damage[-1].end is not None:
+                # what is shown before a keyframe but stored after it is referred to only by others of its kind
+                leading = pts is not None and self._key is not None and pts < self._key[1]
+                self._damage.append(_Damage(place, self._key if leading else None))
             return []
 
     def _sound(self, frame: VideoFrame) -> bool:
@@ -237,11 +246,9 @@ class _Decoding:
         if frame.is_corrupt:
             self.cause = self.cause or "the decoder reports it as damaged"
             return False
-        if self._bad is None:
+        if not self._damage:
             return True
         place = self._sent.get(frame.pts)
         if place is None or frame.pts is None:
             return False
-        if place < self._bad:
-            return True
-        return self._key is not None and place >= self._key[0] and frame.pts >= self._key[1]
+        return not any(damage.includes(place, frame.pts) for damage in self._damage)
