@@ -36,7 +36,7 @@ setup(
         "torchvision>=0.22,<0.27",
         "torchaudio>=2.7,<2.12",
         "timm>=1.0.20,<2",
-        "av>=15,<19",
+        "av>=18.1,<19",
         "sentencepiece>=0.2,<0.3",
         "sacrebleu>=2.5,<3",
         "submitit>=1.5,<2",

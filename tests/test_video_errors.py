@@ -194,6 +194,55 @@ def test_damaged_frame_that_nothing_refers_to(tmp_path):
         decode_clip(path)
 
 
+def test_damage_ends_with_the_group(tmp_path):
+    """Also where decoding goes on over it."""
+    path = write_video(tmp_path / "a.mp4", noisy(60), gop=20, bframes=0, options=STEADY["libx264"])
+    everything = decode_everything(path)
+    damage(path, 37)
+    wanted = [*range(30, 37), *range(40, 60)]
+    np.testing.assert_array_equal(decode_clip(path, indices=wanted).frames, everything[wanted])
+    with pytest.raises(VideoError, match=r"frame 38 of 60 cannot be decoded"):
+        decode_clip(path, indices=[36, 38, 40])
+
+
+def test_damage_before_an_open_group(tmp_path):
+    """Frames shown before a keyframe, but stored after it, refer to the group before."""
+    options = {"x264-params": "open-gop=1:bframes=2:b-adapt=0:b-pyramid=none:keyint=12:min-keyint=12:scenecut=0"}
+    path = write_video(tmp_path / "a.mp4", noisy(40), options=options)
+    everything = decode_everything(path)
+    with av.open(str(path)) as container:
+        order = [round(p.pts * p.time_base * 25) for p in container.demux(video=0) if p.size]
+    key = order.index(12) if 12 in order[:16] else None
+    assert key is not None and order[key + 1 : key + 3] == [10, 11]
+    damage(path, 9)
+    wanted = [6, 8, 12, 13, 14]  # 8 is stored after 9 and refers to it
+    with pytest.raises(VideoError, match=r"frame 8 of 40 cannot be decoded"):
+        decode_clip(path, indices=wanted)
+    for frame in (10, 11):
+        with pytest.raises(VideoError, match=rf"frame {frame} of 40 cannot be decoded"):
+            decode_clip(path, indices=[6, frame, 12])
+    wanted = [3, 6, 12, 13, 14, 20]
+    np.testing.assert_array_equal(decode_clip(path, indices=wanted).frames, everything[wanted])
+
+
+def test_damage_that_leads_an_open_group(tmp_path):
+    """What is shown before a keyframe but stored after it spoils none of the frames from the keyframe on."""
+    params = "log-level=error:open-gop=1:bframes=2:b-adapt=0:keyint=12:min-keyint=12:scenecut=0:pools=1:frame-threads=1"
+    path = write_video(tmp_path / "a.mkv", noisy(40), codec="libx265", options={"x265-params": params})
+    everything = decode_everything(path)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    numbers = {packet.pts: i for i, packet in enumerate(sorted(packets, key=lambda packet: packet.pts))}
+    at = next(i for i, packet in enumerate(packets) if packet.is_keyframe and i > 0)
+    key, leading = numbers[packets[at].pts], numbers[packets[at + 1].pts]
+    assert leading < key
+    damage(path, leading)
+    wanted = [key - 6, key, key + 1, key + 5]
+    np.testing.assert_array_equal(decode_clip(path, indices=wanted).frames, everything[wanted])
+    with pytest.raises(VideoError, match=rf"frame {leading} of 40 cannot be decoded"):
+        decode_clip(path, indices=[key - 6, leading])
+
+
 def test_damaged_from_the_first_frame(tmp_path):
     path = write_video(tmp_path / "a.mp4", noisy(40), gop=20, bframes=0, options=STEADY["libx264"])
     everything = decode_everything(path)

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from video_helpers import decode_everything, numbered, numbers_of, positions, write_video
+from video_helpers import decode_everything, numbered, numbers_of, write_video
 
 from slt_plugin.data import video, video_decode, video_scan
 from slt_plugin.data.h264 import ReferenceTest
@@ -219,6 +219,21 @@ def test_even_decoding_times_with_uneven_presentation(tmp_path):
     assert numbers_of(decode_clip(tmp_path / "b.mp4", indices=[40, 29, 30]).frames) == [40, 29, 30]
 
 
+def test_one_uneven_time_of_presentation(tmp_path):
+    """Neither the table nor the first and last frame show it: it is seen when the frame is decoded."""
+
+    def late(packet):
+        tick = round(1 / 25 / packet.time_base)
+        packet.pts += tick // 2 * (packet.pts == 20 * tick)
+        packet.dts -= 5 * tick
+
+    remux(write_video(tmp_path / "a.mp4", 60), tmp_path / "b.mp4", late)
+    path = tmp_path / "b.mp4"
+    assert frame_index(path).source == Source.TABLE
+    assert numbers_of(decode_clip(path, indices=[20, 3]).frames) == [20, 3]
+    assert frame_index(path).source == Source.PACKETS
+
+
 @pytest.mark.parametrize("options", [{}, {"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=12:scenecut=0"}])
 def test_stream_that_begins_inside_a_group(tmp_path, options):
     """Packets before the first keyframe, and those after it that refer to them, are no frames."""
@@ -252,11 +267,12 @@ def test_hidden_frames_of_vp8(tmp_path):
 
 def test_refreshing_part_by_part_is_decoded_from_the_start(tmp_path):
     """Seeking to where a refreshing begins gives pictures that are nearly, not quite, right."""
-    options = {"x264-params": "intra-refresh=1:bframes=0:keyint=50"}
-    path = write_video(tmp_path / "a.mp4", [positions(64, 64 + i % 7)[i % 7 :] for i in range(500)], options=options)
-    everything = decode_everything(path)
-    for number in range(299, 500, 25):
-        np.testing.assert_array_equal(decode_clip(path, indices=[number]).frames[0], everything[number])
+    options = {"x264-params": "intra-refresh=1:bframes=0:keyint=100"}
+    path = write_video(tmp_path / "a.mp4", 1900, size=(96, 64), options=options)
+    with av.open(str(path)) as container:
+        frames = {i: frame for i, frame in enumerate(container.decode(video=0)) if i in (1000, 1850)}
+    for number, frame in frames.items():
+        np.testing.assert_array_equal(decode_clip(path, indices=[number]).frames[0], frame.to_ndarray(format="rgb24"))
 
 
 def test_time_stamps_that_are_interpolated_after_seeking(tmp_path):

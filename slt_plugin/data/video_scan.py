@@ -3,7 +3,7 @@
 Frame i of a file is the i-th in the order of presentation among those that a decoder gives out. Three ways lead to
 that list, cheapest first; the first that is exact for the file at hand is taken:
 
-1. the sample table of an MP4 or MOV file of constant rate: no packet is read;
+1. the sample table of an MP4 or MOV file of constant rate: only its last group of packets is read, to verify it;
 2. the time stamps of all packets: the file is read once, nothing is decoded;
 3. decoding: for codecs and containers where a packet is not a frame (interlaced transport streams, packed B-frames),
    or where packets have no or repeated time stamps.
@@ -48,13 +48,14 @@ class _Cache:
         self._bytes = 0
 
     def get(self, key: tuple[str, int, int]) -> FrameIndex | None:
-        if key in self._indices:
-            self._indices.move_to_end(key)
-        return self._indices.get(key)
+        index = self._indices.pop(key, None)
+        if index is not None:
+            self._indices[key] = index  # the last to go now
+        return index
 
     def put(self, key: tuple[str, int, int], index: FrameIndex) -> None:
-        if key in self._indices:
-            self._bytes -= self._size(self._indices.pop(key))
+        old = self._indices.pop(key, None)
+        self._bytes -= self._size(old) if old is not None else 0
         self._indices[key] = index
         self._bytes += self._size(index)
         while self._bytes > _CACHE_BYTES and len(self._indices) > 1:
@@ -97,7 +98,6 @@ class _Head:
     rates: list[Fraction]
     reordered: bool  # has B-frames
     start: int | None  # time stamp of the first frame
-    declared_start: int | None  # the container's
     clean: bool  # nothing before the first frame failed to decode
 
 
@@ -146,7 +146,6 @@ def _read_head(path: Path, container: InputContainer, stream: VideoStream, damag
                 rates=rates,
                 reordered=context.reorder_depth > 0,
                 start=frames[0].pts if cause is None else stream.start_time,
-                declared_start=stream.start_time,
                 clean=cause is None,
             )
     cause = damage or cause or "no video data"
@@ -170,9 +169,7 @@ def _from_table(container: InputContainer, stream: VideoStream, head: _Head, tab
     rate = _constant_rate(table[:, 0], head.time_base, head.rates)
     kept = table[:, 2] == 0
     num_frames = int(kept.sum())
-    if rate is None or num_frames == 0 or head.codec not in _ONE_FRAME_A_PACKET:
-        return None
-    if head.start is None or head.start != head.declared_start:  # frames before refer to others that were cut off
+    if rate is None or num_frames == 0 or head.start is None or head.codec not in _ONE_FRAME_A_PACKET:
         return None
     step = 1 / (rate * head.time_base)
     container.seek(int(table[kept][-1, 0]), stream=stream)
