@@ -41,12 +41,18 @@ def compose(command: str, words: Sequence[str], *, may_be_null: Sequence[str] = 
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.version import VersionBase
     from omegaconf import OmegaConf
 
     defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{command}.yaml"))
     check_words(f"slt-{command}", words, defaults, may_be_null=may_be_null)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose(command, overrides=list(words))
+    version = VersionBase.instance()
+    before = version.version_base
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra_compose(command, overrides=list(words))
+    finally:
+        version.version_base = before  # Hydra keeps ours, and fairseq cannot read old checkpoints (args) with it
 
 
 def check_words(command: str, words: Sequence[str], defaults: dict, *, may_be_null: Sequence[str] = ()) -> None:
