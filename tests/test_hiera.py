@@ -84,11 +84,19 @@ def test_the_small_variant_runs(name):
 
 def test_a_new_model_has_the_paper_codes_initial_values():
     torch.manual_seed(0)
-    state = VARIANTS["tiny_32x64"]().state_dict()
+    state = VARIANTS["base_16x224"]().state_dict()
     for name in ("blocks.3.attn.qkv.weight", "pos_embed_spatial", "patch_embed.proj.weight"):
         assert state[name].std() == pytest.approx(0.02, rel=0.1)
     assert (state["blocks.1.norm1.weight"] == 1).all() and (state["blocks.1.norm1.bias"] == 0.02).all()
     assert state["head.projection.weight"].std() == pytest.approx(2e-5, rel=0.1)
+
+
+def test_the_small_variant_starts_with_weights_that_pass_signals_on():
+    torch.manual_seed(0)
+    state = VARIANTS["tiny_32x64"]().state_dict()
+    assert state["blocks.0.attn.qkv.weight"].std() == pytest.approx((2 / (32 + 96)) ** 0.5, rel=0.1)
+    assert state["patch_embed.proj.weight"].std() == pytest.approx((3 * 2 * 8 * 8) ** -0.5, rel=0.1)
+    assert (state["blocks.1.norm1.bias"] == 0).all()
 
 
 def test_norms_have_the_released_epsilon():
