@@ -64,7 +64,7 @@ def test_any_ids_decode_and_symbols_say_the_same(codec, data):
 
 
 @few
-@given(text=st.text(alphabet="".join(sorted(set("".join(TEXTS)))), max_size=30))
+@given(text=st.text(alphabet="".join(sorted(set("".join(TEXTS)) - {"<"})), max_size=30))
 def test_round_trip_of_known_characters(text):
     plain = " ".join(text.split())
     for name in ("char", "bytes", "mbart", "gpt2", "bart", "t5", "byt5", "m2m100"):
@@ -73,8 +73,12 @@ def test_round_trip_of_known_characters(text):
         assert codec.decode_symbols(codec.dictionary.string(codec.encode(plain))) == plain, name
 
 
+# without "<": Hypothesis tries the strings that it finds in our sources, so "<s>" too, which the codec refuses
+EVERYTHING = st.characters(codec="utf-8", categories=["L", "M", "N", "P", "S", "Zs"], exclude_characters="<")
+
+
 @few
-@given(text=st.text(alphabet=st.characters(codec="utf-8", categories=["L", "M", "N", "P", "S", "Zs"]), max_size=20))
+@given(text=st.text(alphabet=EVERYTHING, max_size=20))
 def test_byte_level_vocabularies_round_trip_everything(text):
     for name in ("gpt2", "bart", "byt5"):
         codec = shared_codec(name)
