@@ -30,7 +30,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 
 from slt_plugin.checkpoints.keymaps import CheckpointError
-from slt_plugin.common.files import atomic_open, sync_folder, temporary_path
+from slt_plugin.common.files import atomic_open, process_runs, sync_folder, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -163,13 +163,7 @@ def _may_have_writer(path: Path, host: str, pid: int) -> bool:
             return True
     if pid == os.getpid():  # process numbers repeat in containers; this process is not writing now
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return process_runs(pid)
 
 
 # Early stopping: fairseq keeps its best score and patience in function attributes, which do not outlive the process

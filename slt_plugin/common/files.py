@@ -13,6 +13,17 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.slt-{socket.gethostname()}-{os.getpid()}.tmp")
 
 
+def process_runs(pid: int) -> bool:
+    """Whether this machine has a process of that number, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in ``folder`` durable, where the file system lets folders be synced."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slt_plugin.common.files import atomic_open
+from slt_plugin.common.files import atomic_open, process_runs
 from slt_plugin.data.store_fingerprint import EntryError, Fingerprint, StoreError
 from slt_plugin.data.store_index import read_index
 from slt_plugin.data.store_shards import DTYPES, STORE_SUFFIX, check_part, key_problem, next_number, write_shard
@@ -183,7 +183,7 @@ def _remove_abandoned(folder: Path, part: str) -> None:
     """
     for path in folder.iterdir():
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or (match["host"] == socket.gethostname() and _is_running(int(match["pid"]))):
+        if match is None or (match["host"] == socket.gethostname() and process_runs(int(match["pid"]))):
             continue
         try:
             own = match["name"].startswith(f"{part}-")
@@ -193,16 +193,6 @@ def _remove_abandoned(folder: Path, part: str) -> None:
                 logger.info("%s: removed, left half-written by a killed process", path)
         except FileNotFoundError:  # its writer finished, or another one removed it
             continue
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def _unwritable(folder: Path, err: OSError) -> StoreError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+from slt_plugin.common.files import process_runs
 from slt_plugin.data.manifest import Row, resolve_path
 from slt_plugin.extraction.plan import Job
 
@@ -154,15 +155,5 @@ def _remove_abandoned(folder: Path) -> None:
     """What a killed process of this machine left there."""
     for path in folder.glob(f"{_prefix()}*"):
         pid = path.name.removeprefix(_prefix()).split("-")[0]
-        if pid.isdecimal() and not _runs(int(pid)):
+        if pid.isdecimal() and not process_runs(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
