@@ -3,15 +3,13 @@
 import fcntl
 import hashlib
 import json
-import re
 import socket
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hiera_files import hiera_mae, save, tiny_hiera
+from http_helpers import serve
 
 from slt_plugin.checkpoints.provenance import read_sidecar
 from slt_plugin.checkpoints.releases import RELEASES
@@ -26,64 +24,10 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 NAME = "mae_hiera_base_16x224.pth"
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Serves ``server.files`` with Range and If-Range; ``server.faults`` go wrong one after another."""
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool):
-        server = self.server
-        server.log.append((self.command, self.headers.get("Range"), self.headers.get("If-Range")))
-        fault = server.faults.pop(0) if body and server.faults else {}
-        content = server.files.get(self.path)
-        status = fault.get("status", server.refuse if content is None else None)
-        if status is not None:
-            self.send_error(status)
-            return
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(start[1]) if start and server.ranges else 0
-        if self.headers.get("If-Range") not in (None, server.etag):
-            start = 0
-        if start and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if fault.get("length", True):
-            self.send_header("Content-Length", str(len(content) - start + fault.get("lie", 0)))
-        self.send_header("Content-Type", fault.get("type", "application/octet-stream"))
-        self.send_header("ETag", server.etag)
-        self.send_header("Last-Modified", "Sun, 29 Dec 2024 10:00:00 GMT")
-        self.end_headers()
-        if body:
-            self.wfile.write(content[start : fault.get("end")])
-            self.close_connection = True
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download_pretrained, "PAUSE_SECONDS", (0, 0, 0))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.files = {f"/hiera/{NAME}": CONTENT}
-        server.faults, server.log, server.etag, server.ranges, server.refuse = [], [], '"one"', True, 403
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+def server():
+    with serve({f"/hiera/{NAME}": CONTENT}) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def run(server, folder, *words, model="hiera_mae_k400") -> int:
@@ -256,7 +200,7 @@ def test_two_downloads_of_one_file(server, tmp_path, capsys):
 
 
 def test_a_full_disk(server, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(download_pretrained.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3_000_000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 3_000_000}))
     assert run(server, tmp_path) == 1
     assert "3,072,000 bytes are needed, 3,000,000 are free" in capsys.readouterr().err
 
