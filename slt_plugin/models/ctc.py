@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from slt_plugin.modules.ctc_compression import compress
 
+POSITION_SCALE = 2.0  # beside states that still tell their times; with 1 the decoder takes longer to follow them
 BLANK = 0  # what fairseq's label_smoothed_cross_entropy_with_ctc takes for it
 
 
@@ -30,7 +31,7 @@ class CTCHead(nn.Module):
             symbols = scores.argmax(dim=-1).transpose(0, 1)
             compressed, padding_mask = compress(states.transpose(0, 1), padding_mask, symbols, BLANK)
             positions = self.positions((~padding_mask).long())
-            result["encoder_out"] = [(compressed + positions).transpose(0, 1)]
+            result["encoder_out"] = [(compressed + POSITION_SCALE * positions).transpose(0, 1)]
             result["encoder_padding_mask"] = [padding_mask]
         return result
 
