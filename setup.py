@@ -14,6 +14,7 @@ COMMANDS = {
     "slt-evaluate": "evaluate",
     "slt-translate": "translate",
     "slt-score": "score",
+    "slt-report": "report",
     "slt-manifest": "manifest",
     "slt-import-checkpoint": "import_checkpoint",
     "slt-doctor": "doctor",

@@ -14,20 +14,19 @@ peak above what the process held before (Linux only). The table goes to stdout, 
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from bench_machine import machine
 
 from slt_plugin.data.video import decode_clip, probe
 
@@ -198,9 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     turns = arguments.turns or (2 if arguments.quick else 5)
     header = ["", "plain CPU s", "ours", "ratio", "plain wall s", "ours", "ratio", "plain MiB", "ours"]
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, PyAV {av.__version__}, {date.today()}"
-    )
+    print(f"{machine()}, PyAV {av.__version__}")
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(Path(folder), arguments.quick, arguments.videos):

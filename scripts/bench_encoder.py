@@ -16,13 +16,11 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -33,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from bench_machine import machine  # noqa: E402
 from hiera_dense import DenseHiera  # noqa: E402
 
 from slt_plugin.data.sampling import sliding_windows  # noqa: E402
@@ -239,18 +238,6 @@ class Runner:
         }
 
 
-def machine(device: Device) -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.is_file())
-        else []
-    )
-    name = torch.cuda.get_device_name() if device.cuda else names[0] if names else platform.processor()
-    threads = "" if device.cuda else f", {torch.get_num_threads()} threads"
-    return f"{name}{threads}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}"
-
-
 def table(cases: list[Case], kernels: dict[str, dict[str, int]], about: list[str]) -> str:
     """Markdown for the README."""
 
@@ -304,10 +291,11 @@ def main() -> None:
         "ours bf16": runner.attention_kernels(runner.model, torch.bfloat16),
         "dense fp32": runner.attention_kernels(runner.dense, torch.float32),
     }
+    where = machine("cuda" if device.cuda else "cpu")
     about = [
         f"{'small model' if arguments.quick else arguments.model}, "
         f"{'weights of ' + arguments.checkpoint if arguments.checkpoint else 'random weights'}, batches of {batch}, "
-        f"{repeats} turns; {'wall' if device.cuda else 'CPU-'}seconds of all clips of a row; {machine(device)}.",
+        f"{repeats} turns; {'wall' if device.cuda else 'CPU-'}seconds of all clips of a row; {where}.",
         f"The mix: {windows:.2f} windows a video, mean padding {mean_padding:.0f} of {frames} frames; "
         f"run: padding {', '.join(map(str, paddings))}.",
         "Measured matrix products: "

@@ -14,30 +14,30 @@ import argparse
 import json
 import logging
 import math
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from bench_machine import machine
 
 from slt_plugin.common.errors import SltError
 from slt_plugin.data.clips import ClipOptions, VideoSource
 from slt_plugin.data.manifest import Row, read_manifest
 from slt_plugin.extraction.decoding import Decoders
 from slt_plugin.extraction.encoding import Encoder
-from slt_plugin.extraction.options import DTYPES, GPU_BATCH_CLIPS, available_cpus, model_threads
+from slt_plugin.extraction.options import GPU_BATCH_CLIPS, model_threads
 from slt_plugin.extraction.pipeline import Pipeline
 from slt_plugin.extraction.plan import Job, find_segments
 from slt_plugin.extraction.progress import Progress
 from slt_plugin.extraction.staging import Stager
+from slt_plugin.extraction.store_options import DTYPES
 from slt_plugin.modules.hiera import VARIANTS
 
 BUDGET = 2 << 30  # bytes of decoded frames, slt-extract's default
@@ -152,16 +152,6 @@ def table(lines: list[dict], first: int) -> str:
         for line in lines
     ]
     return "\n".join([head, "|" + "---|" * 7, *body])
-
-
-def machine(device: str) -> str:
-    """Where the numbers come from."""
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(torch.device(device))
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {available_cpus()} CPUs, torch {torch.__version__} with {THREADS} threads, {date.today()}"
 
 
 def main(argv: list[str] | None = None) -> int:

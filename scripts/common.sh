@@ -246,7 +246,7 @@ train() {
     local data="$1" config=slt_plugin/config/finetune name="fingerspelling_$TRACK"
     shift
     local INPUTS=("$data/train.tsv" "$data/valid.tsv" "$DATA/char.model" "$config/_base.yaml"
-        "$config/$name.yaml" "$config/experiment/$name.yaml")
+        "$config/_sign_to_text.yaml" "$config/$name.yaml" "$config/experiment/$name.yaml")
     once "$OUT/trained" fairseq-hydra-train --config-dir "$config" --config-name "$name" \
         common.user_dir=slt_plugin "task.data=$data" "task.codec_path=$DATA/char.model" "common.seed=$SEED" \
         "checkpoint.save_dir=$OUT" "$@"

@@ -90,7 +90,12 @@ def bare(model: SignHiera) -> dict:
 def sign_to_text(model: SignHiera) -> dict:
     """A fine-tuned translation model of ours."""
     state = {f"encoder.source_encoder.hiera.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name in ("encoder.adapter.projection", "encoder.text_encoder.layers.0.fc1", "decoder.layers.0.fc1"):
+    for name in (
+        "encoder.adapter.projection",
+        "encoder.text_encoder.layers.0.fc1",
+        "encoder.ctc_head.projection",
+        "decoder.x",
+    ):
         state[f"{name}.weight"] = torch.ones(2, 2)
     return {
         "args": None,

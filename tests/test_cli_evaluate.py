@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 import slt_plugin.tasks  # noqa: F401
 from slt_plugin.cli import evaluate
-from slt_plugin.cli.import_checkpoint import _configuration, _write
+from slt_plugin.cli.translation_file import configuration, write_translation_model
 from slt_plugin.data.manifest import read_manifest, write_manifest
 from slt_plugin.models.sign_to_text import SignToTextConfig
 from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
@@ -27,10 +27,10 @@ def checkpoint(spm_model, tmp_path_factory):
     config = SignToTextConfig(source_encoder="pose", pose_dim=16, encoder_layers=1, decoder_layers=1,
                               encoder_embed_dim=16, decoder_embed_dim=16, encoder_ffn_embed_dim=16,
                               decoder_ffn_embed_dim=16)  # fmt: skip
-    cfg = _configuration(task.cfg, config)
+    cfg = configuration(task.cfg, config, "sign_to_text")
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "checkpoint_best.pt"
-    _write(path, cfg, task, task.build_model(cfg.model))
+    write_translation_model(path, cfg, task, task.build_model(cfg.model).state_dict())
     return path
 
 

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 
 import slt_plugin.tasks  # noqa: F401
 from slt_plugin.cli.finetune import CONFIGS, config_names
+from slt_plugin.criterions.sonar_distillation import SonarDistillationConfig
 from slt_plugin.models.sign_to_text import PRESETS, SignToTextConfig
+from slt_plugin.models.sonar import SonarTranslatorConfig
 from slt_plugin.tasks.sign_to_text import SignToTextTaskConfig
 
 
@@ -43,9 +45,23 @@ def test_base_lists_the_model_options_that_no_preset_changes():
 
     default = options(SignToTextConfig)
     varied = {key for config in PRESETS.values() for key, value in options(config).items() if value != default[key]}
-    ours = OmegaConf.to_container(OmegaConf.load(CONFIGS / "_base.yaml").model)
+    ours = OmegaConf.to_container(OmegaConf.load(CONFIGS / "_sign_to_text.yaml").model)
     expected = {k: v for k, v in default.items() if k not in varied | {"_name", "max_target_positions"}}
     assert {k: v for k, v in ours.items() if k != "_name"} == expected
+
+
+def test_every_option_of_sonar_is_listed_with_its_default():
+    def options(config, *, leave_out=("_name",)):
+        container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+        return {key: value for key, value in container.items() if key not in leave_out}
+
+    listed = OmegaConf.to_container(OmegaConf.load(CONFIGS / "_sonar_translator.yaml"))
+    assert {k: v for k, v in listed["model"].items() if k != "_name"} == options(
+        SonarTranslatorConfig, leave_out=("_name", "max_target_positions")
+    )
+    assert {k: v for k, v in listed["criterion"].items() if k != "_name"} == options(
+        SonarDistillationConfig, leave_out=("_name", "sentence_avg")
+    )
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -300,7 +300,7 @@ def test_out_beside_the_manifest_of_videos(corpus, checkpoint, capsys):
 
 def test_wrong_media_root_is_said_at_once(corpus, checkpoint, tmp_path, capsys):
     line = refused(capsys, run(corpus, checkpoint, tmp_path / "f.store", media_root=tmp_path))
-    assert "none of the 5 videos is there" in line and "media_root" in line
+    assert "none of the 5 media files is there" in line and "media_root" in line
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")

@@ -12,7 +12,7 @@ from torch import nn
 
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.layer_decay import NAME, AdamLayerDecay, AdamLayerDecayConfig, set_lr_scales
-from slt_plugin.tasks.checks import check_lr_decay
+from slt_plugin.tasks.checks import check_lr_scales
 
 
 def layers() -> nn.ModuleList:
@@ -86,19 +86,19 @@ def test_half_precision_keeps_the_rates(precision, no_flatten):
     })  # fmt: skip
     optimizer = FP16Optimizer.build_optimizer(cfg, list(model.parameters()))
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.05, 0.025])
-    check_lr_decay(0.5, optimizer)
+    check_lr_scales(SimpleNamespace(signhiera_lr_decay=0.5), optimizer)
 
 
 def test_flattened_half_precision_is_refused():
     """fairseq joins all fp16 weights to one without marks (on a GPU, which is why it is made by hand here)."""
     flat = AdamLayerDecay(config(), [nn.Parameter(torch.zeros(36))])
     with pytest.raises(OptionError, match="fp16_no_flatten_grads=true"):
-        check_lr_decay(0.5, flat)
+        check_lr_scales(SimpleNamespace(signhiera_lr_decay=0.5), flat)
 
 
 def test_an_optimizer_that_would_ignore_the_decay_is_refused():
     model, _ = marked()
     plain = SimpleNamespace(param_groups=[{"lr": 0.1, "params": list(model.parameters())}])
-    check_lr_decay(1.0, plain)
+    check_lr_scales(SimpleNamespace(signhiera_lr_decay=1.0), plain)
     with pytest.raises(OptionError, match=f"optimizer._name={NAME}"):
-        check_lr_decay(0.9, plain)
+        check_lr_scales(SimpleNamespace(signhiera_lr_decay=0.9), plain)

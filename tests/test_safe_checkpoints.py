@@ -67,6 +67,7 @@ def truncate(path: Path) -> None:
     [
         (checkpoint_utils.torch_persistent_save, "5f397c23bc8811f6"),
         (checkpoint_utils.load_checkpoint, "08e4fa03a2ab86a9"),
+        (checkpoint_utils.load_checkpoint_to_cpu, "96f7d33cde8e1582"),
         (checkpoint_utils.save_checkpoint, "61513534b9b33e6a"),
         (PathManager.copy, "1d3c09d3f1965527"),
         (trainer.Trainer.save_checkpoint, "46b39d54a4f75cc8"),
@@ -77,7 +78,7 @@ def truncate(path: Path) -> None:
 def test_fairseq_is_the_version_that_was_hooked(function, digest):
     source = inspect.getsource(inspect.unwrap(function))
     assert hashlib.sha256(source.encode()).hexdigest()[:16] == digest, (
-        f"{function.__name__} of the installed fairseq differs from 0.12.3: read it, then adapt checkpoints/safe.py"
+        f"{function.__name__} of the installed fairseq differs from 0.12.3: read it, then adapt checkpoints/safe.py or mapped.py"
     )
 
 

@@ -249,6 +249,7 @@ class TestLanguages:
 
         kind = "sentencepiece"
         languages = ("en_XX", "de_DE")
+        language_is_prefix = False
         dictionary = SimpleNamespace(pad=lambda: 1, eos=lambda: 2, unk=lambda: 3)
 
         def language_id(self, language):

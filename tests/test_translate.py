@@ -13,7 +13,7 @@ from video_helpers import write_video
 import slt_plugin.tasks  # noqa: F401
 from slt_plugin.checkpoints.provenance import sha256_of
 from slt_plugin.cli import translate
-from slt_plugin.cli.import_checkpoint import _configuration, _write
+from slt_plugin.cli.translation_file import configuration, write_translation_model
 from slt_plugin.data.clips import ClipOptions, VideoSource
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
@@ -40,10 +40,10 @@ def write_checkpoint(path, spm, fingerprint=None, encoder="signhiera", **task_op
         sizes |= {"signhiera_variant": "tiny_32x64", "signhiera_trainable_blocks": -1}
     config = SignToTextConfig(source_encoder=encoder, pose_dim=16, encoder_layers=1, decoder_layers=1,
                               max_encoder_positions=60, **sizes)  # fmt: skip
-    cfg = _configuration(task.cfg, config)
+    cfg = configuration(task.cfg, config, "sign_to_text")
     torch.manual_seed(0)
     model = task.build_model(cfg.model)
-    _write(path, cfg, task, model)
+    write_translation_model(path, cfg, task, model.state_dict())
     return model
 
 

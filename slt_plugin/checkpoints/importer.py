@@ -1,4 +1,4 @@
-"""Foreign weights, loaded strictly into our modules: BART and mBART here, SignHiera from ``sign_hiera``."""
+"""Foreign weights, loaded strictly into our modules: BART and mBART here, others from the file of their project."""
 
 import logging
 from dataclasses import dataclass
@@ -12,9 +12,19 @@ from torch import nn
 from slt_plugin.checkpoints.foreign import Foreign, read_foreign, read_json
 from slt_plugin.checkpoints.keymaps import FAIRSEQ_TEXT, HUGGING_FACE_TEXT, CheckpointError, KeyTable, convert, fit
 from slt_plugin.checkpoints.sign_hiera import load_sign_hiera
+from slt_plugin.checkpoints.sonar import load_sonar_decoder, load_sonar_encoder, load_sonar_text_encoder
 from slt_plugin.text.vocabulary import language_code, printable_symbols, read_dictionary_file
 
-__all__ = ["Foreign", "LoadReport", "load_pretrained_text", "load_sign_hiera", "read_foreign"]
+__all__ = [
+    "Foreign",
+    "LoadReport",
+    "load_pretrained_text",
+    "load_sign_hiera",
+    "load_sonar_decoder",
+    "load_sonar_encoder",
+    "load_sonar_text_encoder",
+    "read_foreign",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -130,13 +130,71 @@ HIERA_MAE = KeyTable(
 )
 HIERA_CLASSIFIER = KeyTable(name="public Hiera video classifier", renames=_HIERA_RENAMES)
 
-# Our own: what ``slt-import-checkpoint sign-hiera`` writes, and a sign_to_text model that was trained on video
+# Our own: what ``slt-import-checkpoint sign-hiera`` writes, and a translation model that reads video
 SIGN_HIERA = KeyTable(name="slt_plugin SignHiera", renames=_HIERA_RENAMES, missing=(_HIERA_HEAD,))
 SIGN_TO_TEXT = KeyTable(
-    name="sign_to_text on video",
+    name="sign_to_text or sonar_translator on video",
     renames=tuple((rf"encoder\.source_encoder\.hiera\.{pattern}", name) for pattern, name in _HIERA_RENAMES),
-    ignored=(r"encoder\.(?:adapter|text_encoder)\..+", r"decoder\..+"),
+    ignored=(r"encoder\.(?:adapter|text_encoder|ctc_head|sonar)\..+", r"decoder\..+"),
     missing=(_HIERA_HEAD,),
+)
+
+# SONAR's encoder of American Sign Language (dm_70h_ub_sonar_encoder.pth): Hugging Face's T5 around a projection
+# whose own name changed once. Of T5's token tables ``checkpoints.sonar`` reads one row.
+_T5_TABLES = (r"shared\.weight", r"(?:encoder|decoder)\.embed_tokens\.weight", r"lm_head\.weight")
+SONAR_ENCODER = KeyTable(
+    name="SONAR ASL encoder",
+    renames=(
+        (r"encoder\.(?:feature_projection\.)?feature_proj\.(weight|bias)", r"feature_projection.linear.\1"),
+        (r"encoder\.(?:feature_projection\.)?feature_proj_scale", "feature_projection.scale"),
+        (r"((?:encoder|decoder)\.(?:block\.\d+\.layer\..+|final_layer_norm\.weight))", r"\1"),
+        (r"(start|projection_out\.weight)", r"\1"),
+    ),
+    # an early T5 had it, and no version of Hugging Face's reads it
+    ignored=(*_T5_TABLES, r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"),
+)
+
+# SONAR's text encoder and decoder, in fairseq2's names and as bare modules of fairseq 1
+_FAIRSEQ2_LAYER = (  # \1 is the number of the layer
+    (r"self_attn\.output_proj\.(.+)", r"self_attn.out_proj.\2"),
+    (r"((?:self_attn\.[qkv]_proj|self_attn_layer_norm)\..+)", r"\2"),
+    (r"encoder_decoder_attn\.output_proj\.(.+)", r"encoder_attn.out_proj.\2"),
+    (r"encoder_decoder_attn(\.[qkv]_proj\..+|_layer_norm\..+)", r"encoder_attn\2"),
+    (r"ffn\.inner_proj\.(.+)", r"fc1.\2"),
+    (r"ffn\.output_proj\.(.+)", r"fc2.\2"),
+    (r"ffn_layer_norm\.(.+)", r"final_layer_norm.\2"),
+)
+
+
+def _fairseq2_layers(part: str) -> tuple[tuple[str, str], ...]:
+    return tuple((rf"{part}\.layers\.(\d+)\.{theirs}", rf"layers.\1.{ours}") for theirs, ours in _FAIRSEQ2_LAYER)
+
+
+SONAR_TEXT_DECODER = KeyTable(
+    name="SONAR text decoder (fairseq2)",
+    renames=(
+        (r"decoder_frontend\.embed\.weight", "embed_tokens.weight"),
+        (r"final_proj\.weight", "output_projection.weight"),
+        (r"decoder\.(layer_norm\..+)", r"\1"),
+        *_fairseq2_layers("decoder"),
+    ),
+    tied=(("output_projection.weight", "embed_tokens.weight"),),
+    missing=("version",),
+)
+SONAR_TEXT_ENCODER = KeyTable(
+    name="SONAR text encoder (fairseq2)",
+    renames=(
+        (r"encoder_frontend\.embed\.weight", "embed_tokens.weight"),
+        (r"(?:encoder\.)?(layer_norm\..+)", r"\1"),
+        *_fairseq2_layers("encoder"),
+    ),
+    missing=("version",),
+)
+SONAR_TEXT_FAIRSEQ1 = KeyTable(
+    name="SONAR text model (fairseq 1)",
+    renames=((r"(embed_tokens\.weight|output_projection\.weight|layers\.\d+\..+|layer_norm\..+)", r"\1"),),
+    ignored=("version", r"embed_positions\..+"),
+    missing=("version",),
 )
 
 

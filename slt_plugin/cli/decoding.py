@@ -34,10 +34,22 @@ class Models:
 
         return utils.resolve_max_positions(self.task.max_positions(), *[m.max_positions() for m in self.models])
 
-    def generate(self, sample: dict) -> list[list[dict]]:
-        """fairseq's hypotheses for each row of a batch, best first."""
+    def generate_each(self, samples: Sequence[dict]) -> list[list[list[dict]]]:
+        """`generate` for batches of the same source that differ in their language: what can be encoded once, is."""
+        import torch
+
+        if len(samples) > 1 and len(self.models) == 1 and hasattr(self.models[0], "embed"):
+            with torch.no_grad():
+                embedding = self.models[0].embed(self._on_device(samples[0]["net_input"]))
+            for sample in samples:
+                sample["net_input"]["embedding"] = embedding
+        return [self.generate(sample) for sample in samples]
+
+    def _on_device(self, sample: dict) -> dict:
         from fairseq import utils
 
-        if self.device == "cuda":
-            sample = utils.move_to_cuda(sample)
-        return self.task.inference_step(self.generator, self.models, sample)
+        return utils.move_to_cuda(sample) if self.device == "cuda" else sample
+
+    def generate(self, sample: dict) -> list[list[dict]]:
+        """fairseq's hypotheses for each row of a batch, best first."""
+        return self.task.inference_step(self.generator, self.models, self._on_device(sample))

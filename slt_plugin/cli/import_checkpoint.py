@@ -4,6 +4,7 @@ examples:
   slt-import-checkpoint sign-hiera pretrained/dm_70h_ub_signhiera.pth signhiera_dm70h.pt
   slt-import-checkpoint sign-hiera pretrained/mae_hiera_base_16x224.pth signhiera_k400.pt --variant base_128x224
   slt-import-checkpoint describe signhiera_k400.pt
+  slt-import-checkpoint sonar-asl pretrained sonar_asl.pt --dtype bf16
   slt-import-checkpoint tarres checkpoint.best_reduced_sacrebleu_3.5401.pt how2sign_i3d.pt \\
       --spm cvpr23.train.how2sign.unigram7000_lowercased.model
   fairseq-generate DATA --user-dir slt_plugin --task sign_to_text --path how2sign_i3d.pt --gen-subset test --beam 5
@@ -13,10 +14,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from slt_plugin.checkpoints.keymaps import TARRES, CheckpointError, convert, fit
+from slt_plugin.cli import import_sonar
 from slt_plugin.common.errors import SltError
 from slt_plugin.text.errors import CodecError
 
@@ -59,6 +60,7 @@ def import_tarres(checkpoint: Path, spm: Path, dictionary: Path | None, out: Pat
     """
     import slt_plugin.tasks  # noqa: F401  registers task and model
     from slt_plugin.checkpoints.importer import read_foreign
+    from slt_plugin.cli.translation_file import configuration, write_translation_model
     from slt_plugin.models.sign_to_text import SignToTextConfig
     from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
 
@@ -97,14 +99,13 @@ def import_tarres(checkpoint: Path, spm: Path, dictionary: Path | None, out: Pat
         )
         _check_size(state, task.target_dictionary, spm, dictionary)
         model_options = tarres_options(foreign.metadata)
-        cfg = _configuration(task.cfg, SignToTextConfig(**model_options))
+        cfg = configuration(task.cfg, SignToTextConfig(**model_options), "sign_to_text")
         model = task.build_model(cfg.model)
         state, _ = fit(state, model.state_dict(), TARRES)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
     # with the model's own version numbers: without them fairseq takes the file for an old one and drops layer_norm
-    model.load_state_dict(model.state_dict() | state)
-    _write(out, cfg, task, model)
+    write_translation_model(out, cfg, task, model.state_dict() | state)
     print(
         f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(task.target_dictionary)} symbols "
         f"(order of {dictionary or spm}), features of {projection.shape[1]} channels"
@@ -128,14 +129,22 @@ def import_sign_hiera(
 
 
 def describe(checkpoint: Path) -> None:
-    """Prints what a SignHiera checkpoint is and where it comes from.
+    """Prints what a SignHiera checkpoint, or an imported translation model, is and where it comes from.
 
     Raises:
-        CheckpointError: it is none; the message says what it looks like.
+        CheckpointError: it is neither; the message says what it looks like.
     """
-    from slt_plugin.checkpoints.provenance import provenance_of
+    from slt_plugin.checkpoints.foreign import read_content
+    from slt_plugin.checkpoints.provenance import Provenance, provenance_of
     from slt_plugin.checkpoints.sign_hiera import read_file
 
+    content = read_content(checkpoint)
+    if "cfg" in content and isinstance(content.get("provenance"), dict):
+        print(f"{checkpoint}: {content['cfg']['model']['_name']}, reads {content['cfg']['task']['source']}")
+        for part, facts in content["provenance"].items():
+            for line in (f"from {part}", *Provenance.from_dict(facts, checkpoint).lines()):
+                print(f"  {line}")
+        return
     file = read_file(checkpoint)
     provenance = file.provenance or provenance_of(checkpoint, project=file.project, notes=file.notes)
     print(f"{checkpoint}: {_summary(file)}")
@@ -178,39 +187,6 @@ def _check_size(state: dict, symbols: Sequence, spm: Path, dictionary: Path | No
         )
 
 
-def _configuration(task_cfg, model_cfg):
-    """A whole fairseq configuration around task and model, as fairseq stores it in its own checkpoints."""
-    from fairseq.dataclass.configs import FairseqConfig
-    from omegaconf import OmegaConf
-
-    sections = {f.name: getattr(FairseqConfig(), f.name) for f in fields(FairseqConfig)}
-    cfg = OmegaConf.create({name: value for name, value in sections.items() if name not in ("task", "model")})
-    cfg.task = OmegaConf.merge(OmegaConf.structured(task_cfg), {"_name": "sign_to_text"})
-    cfg.model = OmegaConf.merge(OmegaConf.structured(model_cfg), {"_name": "sign_to_text"})
-    return cfg
-
-
-def _write(out: Path, cfg, task, model) -> None:
-    import torch
-    from omegaconf import OmegaConf
-
-    from slt_plugin.common.files import atomic_open
-
-    content = {
-        "args": None,
-        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
-        "model": model.state_dict(),
-        "optimizer_history": [
-            {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0},
-        ],
-        "task_state": task.state_dict(),
-        "extra_state": {"train_iterator": {"epoch": 1}},
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_open(out) as file:
-        torch.save(content, file)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slt-import-checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -242,7 +218,25 @@ def _parser() -> argparse.ArgumentParser:
     hiera.set_defaults(
         run=lambda args: import_sign_hiera(args.checkpoint, args.out, args.variant, args.licence, args.source)
     )
-    describing = projects.add_parser("describe", help="what a SignHiera checkpoint is, and where it comes from")
+    sonar = projects.add_parser(
+        "sonar-asl",
+        help="DailyMoth-70h's SignHiera, SONAR's ASL encoder and text decoder: video -> 202 languages",
+    )
+    sonar.add_argument("folder", type=Path, metavar="DIR", help="where scripts/download_pretrained.py has put them")
+    sonar.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
+    sonar.add_argument(
+        "--dtype", choices=import_sonar.DTYPES, default="fp32", help="of SONAR's weights (default: %(default)s)"
+    )
+    sonar.add_argument(
+        "--source",
+        choices=import_sonar.SOURCES,
+        default="video",
+        help="what the model reads; features: those that slt-extract has made with the SignHiera",
+    )
+    sonar.set_defaults(run=lambda args: import_sonar.import_sonar_asl(args.folder, args.out, args.dtype, args.source))
+    describing = projects.add_parser(
+        "describe", help="what a SignHiera or an imported model is, and where it comes from"
+    )
     describing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="ours or theirs")
     describing.set_defaults(run=lambda args: describe(args.checkpoint))
     return parser

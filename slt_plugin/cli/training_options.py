@@ -17,8 +17,10 @@ from slt_plugin.cli.errors import one_line
 from slt_plugin.common.messages import did_you_mean
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.sign_to_text import PRESETS
+from slt_plugin.models.sonar import SonarTranslatorConfig
 
 GROUPS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
+OUR_MODELS = {**PRESETS, "sonar_translator": SonarTranslatorConfig}
 
 
 def check_overrides(overrides: Sequence[Override]) -> None:
@@ -47,7 +49,7 @@ def check_name(group: str, name: str) -> None:
     known = _registered(group)
     if name not in known:
         # of fairseq's hundreds of models only ours fit our task
-        shown = list(PRESETS) if group == "model" else sorted(known)
+        shown = list(OUR_MODELS) if group == "model" else sorted(known)
         hint = did_you_mean(name, shown) or did_you_mean(name, known)
         raise OptionError(
             f"{group}._name={name} is not registered{hint}{' ' if hint else '; '}{group}s: {', '.join(shown)}"
@@ -142,7 +144,7 @@ def _group_of(dataclass: type | None) -> str | None:
 def _options(group: str) -> set[str]:
     """Every option that some class of the group has."""
     if group in GROUPS:
-        classes = PRESETS.values() if group == "model" else _registries(group).values()
+        classes = OUR_MODELS.values() if group == "model" else _registries(group).values()
         return {field.name for dataclass in classes if dataclass is not None for field in fields(dataclass)}
     default = _fairseq_default(group)
     return set(default) if OmegaConf.is_dict(default) else set()

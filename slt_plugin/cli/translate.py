@@ -5,7 +5,10 @@ examples:
   slt-translate recordings/ --checkpoint runs/how2sign/checkpoint_best.pt --beam 5 --n-best 3 --json > out.jsonl
   slt-translate talk.mp4 --checkpoint runs/features/checkpoint_best.pt --encoder signhiera.pt
 
-One line a file, path and text separated by a tab; with --n-best also rank and score, with --json one object a line.
+  slt-translate talk.mp4 --checkpoint sonar_asl.pt --box auto --target-lang eng_Latn fra_Latn deu_Latn zho_Hans
+
+One line a file, path and text separated by a tab; with several languages also the language, with --n-best rank and
+score, with --json one object a line.
 A file that cannot be translated is reported on stderr and the others are done; the exit status is then 1.
 """
 
@@ -42,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for path in _progress(files):
         try:
-            result = translator.translate(path)
+            results = translator.translate(path)
         except SltError as error:
             failed += 1
             print(f"slt-translate: {path}: {one_line(error)}", file=sys.stderr)
             if args.json:
                 print(json.dumps({"path": str(path), "error": one_line(error)}, ensure_ascii=False), flush=True)
             continue
-        print(_line(result, args), flush=True)
+        for result in results:
+            print(_line(result, args), flush=True)
     if failed:
         print(f"slt-translate: {failed} of {len(files)} files could not be translated", file=sys.stderr)
     return int(failed > 0)
@@ -76,16 +80,29 @@ class Translator:
             "common": {"cpu": args.cpu, "fp16": args.fp16, "bf16": args.bf16},
         })  # fmt: skip
         options = {"data": "", "media_root": None}
-        if args.target_lang is not None:
-            options["target_lang"] = args.target_lang
+        if args.target_lang:  # the rows that are made here name their language
+            options["target_lang"] = None
         self.models = Models(check_checkpoints(args.checkpoint), cfg, options)
         self.task = self.models.task
+        self._check_languages()
         self.kind = str(self.task.cfg.source)
         self.source = self._encoded_video() if args.encoder is not None else None
         if self.source is not None:
             self.kind = "video"
         if args.box != "none" and self.kind != "video":
             raise OptionError(f"--box {args.box}: {args.checkpoint} reads {self.kind}, which have no box")
+
+    def _check_languages(self) -> None:
+        codec, given = self.task.codec, self.args.target_lang
+        if given and not codec.languages:
+            raise OptionError(f"--target-lang: {self.args.checkpoint} has no language tokens: leave it out")
+        if codec.languages and not given and not self.task.cfg.target_lang:
+            raise OptionError(
+                f"{self.args.checkpoint} writes {len(codec.languages)} languages: choose with --target-lang "
+                f"({self.task.example_language()}, ...)"
+            )
+        for language in given or []:
+            codec.language_id(language)  # an unknown one is an error before any video is read
 
     def find(self, paths: Sequence[Path]) -> list[Path]:
         """The media files that the arguments name, those of a folder in order of their names.
@@ -104,8 +121,8 @@ class Translator:
             found += inside
         return found
 
-    def translate(self, path: Path) -> dict:
-        """path, start, end, box and hypotheses (text and score, best first) of one file.
+    def translate(self, path: Path) -> list[dict]:
+        """path, start, end, box, target_lang and hypotheses (text and score, best first), one for each language.
 
         Raises:
             SltError: the file cannot be read, or is too long for the model.
@@ -119,23 +136,33 @@ class Translator:
             raise DataError(f"not what this checkpoint reads: give {self._media_names()}")
         args = self.args
         box = self._box(path)
-        row = Row(path.name, str(path.resolve()), start=args.start, end=args.end, fps=args.fps, box=box)
-        dataset = self.task.dataset_of([row], Path("/"), path, source=self.source)
+        languages = args.target_lang or [None]
+        rows = [
+            Row(path.name, str(path.resolve()), start=args.start, end=args.end, fps=args.fps, box=box, text_lang=lang)
+            for lang in languages
+        ]
+        dataset = self.task.dataset_of(rows, Path("/"), path, source=self.source)
         limits = self.models.limits()
-        kept, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), limits)
+        _, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), limits)
         if ignored:
-            raise DataError(f"{dataset.limit_message(ignored, limits)}: choose a part with --start and --end")
-        sample = dataset.collater([dataset[int(index)] for index in kept])
-        hypotheses = self.models.generate(sample)[0][: args.n_best]
-        return {
-            "path": str(path),
-            "start": args.start,
-            "end": args.end,
-            "box": box,
-            "hypotheses": [
-                {"text": self.task.codec.decode(h["tokens"]), "score": round(float(h["score"]), 4)} for h in hypotheses
-            ],
-        }
+            raise DataError(f"{dataset.limit_message(ignored[:1], limits)}: choose a part with --start and --end")
+        # the file is read and encoded once; the rows differ in their language alone
+        first = dataset[0]
+        samples = [dataset.collater([{**first, "id": index}]) for index in range(len(rows))]
+        return [
+            {
+                "path": str(path),
+                "start": args.start,
+                "end": args.end,
+                "box": box,
+                "target_lang": language,
+                "hypotheses": [
+                    {"text": self.task.codec.decode(h["tokens"]), "score": round(float(h["score"]), 4)}
+                    for h in hypotheses[0][: args.n_best]
+                ],
+            }
+            for language, hypotheses in zip(languages, self.models.generate_each(samples), strict=True)
+        ]
 
     def _encoded_video(self):
         """Videos as the features that a checkpoint of ``task.source=features`` reads."""
@@ -201,9 +228,11 @@ def _line(result: dict, args: argparse.Namespace) -> str:
     if args.json:
         return json.dumps(result, ensure_ascii=False)
     hypotheses = result["hypotheses"]
+    several = len(args.target_lang or []) > 1
+    begin = f"{result['path']}\t{result['target_lang']}" if several else result["path"]
     if args.n_best == 1:
-        return f"{result['path']}\t{hypotheses[0]['text']}"
-    return "\n".join(f"{result['path']}\t{rank}\t{h['score']}\t{h['text']}" for rank, h in enumerate(hypotheses, 1))
+        return f"{begin}\t{hypotheses[0]['text']}"
+    return "\n".join(f"{begin}\t{rank}\t{h['score']}\t{h['text']}" for rank, h in enumerate(hypotheses, 1))
 
 
 def _progress(files: list[Path]) -> Iterator[Path]:
@@ -264,7 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--detector", choices=("hog", "cnn"), default="hog", help="face detector of --box auto")
     parser.add_argument(
-        "--target-lang", metavar="CODE", help="multilingual models: language of the text (mBART: en_XX)"
+        "--target-lang",
+        nargs="+",
+        metavar="CODE",
+        help="multilingual models: languages of the text (mBART: en_XX; SONAR: eng_Latn fra_Latn ...)",
     )
     parser.add_argument("--beam", type=_at_least_one, default=5)
     parser.add_argument("--n-best", type=_at_least_one, default=1, help="hypotheses a file, at most the beam")

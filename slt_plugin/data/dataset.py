@@ -15,6 +15,7 @@ from slt_plugin.data.clips import Clips, VideoSource
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.sources import Source
+from slt_plugin.data.teacher import TeacherEmbeddings
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ class SignDataset(FairseqDataset):
         source: reads a row's media into (T, ...), time first.
         encode: text to token ids (U,) ending in EOS; None where rows are only decoded.
         pad, eos: dictionary indices.
-        language_ids: for each row the token that starts its target (mBART), or None for EOS.
+        language_ids: for each row the token of its language; None: the vocabulary has none.
+        language_is_prefix: whether the target is language, text, EOS after the start EOS (SONAR); else the language
+            is the start (mBART-cc25).
         decoding: rows are only generated from: the length of their reference limits nothing.
         training: shuffle and augment; every draw depends on (seed, epoch, row) alone, so neither the number of loader
             workers nor a resume changes it.
@@ -47,6 +50,7 @@ class SignDataset(FairseqDataset):
         max_steps: the longest source the model takes; a clip that augmentation slows down beyond it is played at the
             speed that just fits.
         max_clips: the most clips of raw video in a batch; 0: no limit.
+        teacher: embeddings of the rows' texts, where they are learned from.
     """
 
     def __init__(
@@ -58,11 +62,13 @@ class SignDataset(FairseqDataset):
         pad: int,
         eos: int,
         language_ids: list[int] | None = None,
+        language_is_prefix: bool = False,
         training: bool = False,
         decoding: bool = False,
         seed: int = 1,
         max_steps: int | None = None,
         max_clips: int = 0,
+        teacher: TeacherEmbeddings | None = None,
     ):
         self.rows = rows
         self.source = source
@@ -70,9 +76,12 @@ class SignDataset(FairseqDataset):
         self.training, self.decoding = training, decoding
         self.seed = seed
         self.max_steps, self.max_clips = max_steps, max_clips
+        self.teacher = teacher
         self.epoch = 1
         self.reads_media = True  # False: batches are empty (see `SignToTextTask.load_dataset`)
-        self.start_tokens = np.array(language_ids if language_ids is not None else [eos] * len(rows), dtype=np.int64)
+        self.prefix_tokens = np.array(language_ids, dtype=np.int64) if language_is_prefix else None
+        starts = [eos] * len(rows) if language_ids is None or language_is_prefix else language_ids
+        self.start_tokens = np.array(starts, dtype=np.int64)
         self.clip_counts: np.ndarray | None = None  # of raw video, for each row
         if isinstance(source, VideoSource):
             lengths = [source.clip_lengths(row) for row in rows]
@@ -81,6 +90,10 @@ class SignDataset(FairseqDataset):
         else:
             self.source_lengths = np.array([source.num_steps(row) for row in rows], dtype=np.int64)
         self.targets = [None if row.text is None else _encode(row, encode) for row in rows]
+        if self.prefix_tokens is not None:
+            prefixes = torch.from_numpy(self.prefix_tokens).unsqueeze(1)
+            pairs = zip(prefixes, self.targets, strict=True)
+            self.targets = [None if target is None else torch.cat([prefix, target]) for prefix, target in pairs]
         self.target_lengths = np.array([0 if t is None else len(t) for t in self.targets], dtype=np.int64)
 
     @property
@@ -123,6 +136,7 @@ class SignDataset(FairseqDataset):
         """Samples to a fairseq batch: ``src_tokens`` (B, T, C) float32 zero-padded, tokens (B, U) padded right.
 
         Raw video: ``src_tokens`` (B, F, 3, S, S) uint8, and ``src_clips`` (B, N), the frames of each row's clips.
+        With a teacher: ``teacher`` (B, D) and ``teacher_index`` (B,), see `TeacherEmbeddings.batch`.
         """
         if not samples or not self.reads_media:
             return {}
@@ -139,6 +153,13 @@ class SignDataset(FairseqDataset):
             "texts": [self.rows[i].text for i in ids],
             "row_ids": [self.rows[i].id for i in ids],
         }
+        if self.prefix_tokens is not None:
+            batch["prefix_tokens"] = torch.from_numpy(self.prefix_tokens[ids]).unsqueeze(1)  # B x 1
+        if self.teacher is not None:
+            embeddings, batch["teacher_index"] = self.teacher.batch(ids)
+            # in double precision: fairseq rounds every float32 of a batch in fp16 and bf16 training, which these small
+            # numbers do not survive as they are
+            batch["teacher"], batch["teacher_name"] = embeddings.double(), self.teacher.name
         if self.clip_counts is not None:
             batch["net_input"]["src_clips"] = pad_sequence([s["clips"] for s in samples], batch_first=True)  # B x N
         if all(s["target"] is not None for s in samples):

@@ -1,1 +1,1 @@
-"""Feature extraction: a manifest of videos and a SignHiera checkpoint -> a feature store and its manifest."""
+"""``slt-extract``: features of videos, sentence embeddings of signing and of texts -> a store and its manifest."""

@@ -16,7 +16,7 @@ from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.store import Fingerprint
 from slt_plugin.data.transforms import normalise
-from slt_plugin.extraction.options import DTYPES
+from slt_plugin.extraction.store_options import DTYPES
 from slt_plugin.modules.hiera import SignHiera
 
 logger = logging.getLogger(__name__)

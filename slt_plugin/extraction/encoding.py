@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slt_plugin.data.transforms import normalise
-from slt_plugin.extraction.errors import ExtractionError
+from slt_plugin.extraction.device import fitting
 from slt_plugin.extraction.plan import Job
 from slt_plugin.modules.hiera import SignHiera
 
@@ -89,15 +89,12 @@ class Encoder:
         cuda = self.device.type == "cuda"
         if cuda:
             frames = frames.pin_memory()
-        try:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                pixels = normalise(frames.to(self.device, non_blocking=True))
-                features = self.model.encode_clips([clip.transpose(0, 1) for clip in pixels.split(lengths)])
-        except torch.OutOfMemoryError as error:
-            raise ExtractionError(
-                f"{len(windows)} windows do not fit into the memory of {self.device}; lower batch_clips, or use "
-                "dtype=bf16"
-            ) from error
+        with (
+            fitting(self.device, f"{len(windows)} windows", "lower batch_clips"),
+            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+        ):
+            pixels = normalise(frames.to(self.device, non_blocking=True))
+            features = self.model.encode_clips([clip.transpose(0, 1) for clip in pixels.split(lengths)])
         together = torch.cat(features).float()
         if not cuda:
             return Pending(windows, together, steps)

@@ -1,12 +1,7 @@
-"""``slt-extract``: a manifest of videos and a SignHiera checkpoint -> a feature store and its manifest."""
+"""``slt-extract what=features``: a manifest of videos and a SignHiera checkpoint -> features and their manifest."""
 
 import logging
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,37 +10,25 @@ from slt_plugin.checkpoints.provenance import sha256_of
 from slt_plugin.checkpoints.sign_hiera import load_sign_hiera, read_file
 from slt_plugin.data.clips import VideoSource
 from slt_plugin.data.manifest import read_manifest
-from slt_plugin.data.store import StoreWriter
 from slt_plugin.extraction.decoding import Decoders
+from slt_plugin.extraction.device import prepare_device
 from slt_plugin.extraction.encoding import Encoder
-from slt_plugin.extraction.failures import FailureList
-from slt_plugin.extraction.merge import Merged, check_replaceable, merge
-from slt_plugin.extraction.options import DTYPES, STORE_DTYPES, ExtractOptions, fingerprint, model_threads
+from slt_plugin.extraction.filling import Outcome, fill_store, merge_elements
+from slt_plugin.extraction.merge import check_replaceable
+from slt_plugin.extraction.options import ExtractOptions, fingerprint
 from slt_plugin.extraction.pipeline import Pipeline
-from slt_plugin.extraction.plan import Job, Segment, find_segments, owners
+from slt_plugin.extraction.plan import Job, find_segments
 from slt_plugin.extraction.progress import Progress
+from slt_plugin.extraction.signals import stop_signals
 from slt_plugin.extraction.sink import StoreSink
 from slt_plugin.extraction.staging import Stager
+from slt_plugin.extraction.store_options import DTYPES
 from slt_plugin.models.errors import OptionError
 from slt_plugin.modules.hiera import VARIANTS
 
 logger = logging.getLogger(__name__)
 
 _SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share; other systems have no such folder
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    failed: ids of the rows that have no features: of all where the manifest was written, else of this element.
-    merged: the feature manifest, where it was written.
-    stopped: the signal that ended the run early.
-    """
-
-    failed: tuple[str, ...] = ()
-    merged: Merged | None = None
-    stopped: int | None = None
 
 
 def extract(options: ExtractOptions) -> Outcome:
@@ -55,10 +38,10 @@ def extract(options: ExtractOptions) -> Outcome:
         SltError: options, manifest, checkpoint or store that cannot be used; a GPU or shared memory that is too small.
     """
     rows = read_manifest(options.manifest)
-    check_replaceable(options.feature_manifest, rows)
+    check_replaceable(options.written_manifest, rows)
     segments = find_segments(rows, options.root)
     if options.merge:
-        return _merged(options, rows, segments)
+        return merge_elements(options, rows, segments, copies=options.epochs)
     if options.checkpoint is None:
         raise OptionError("checkpoint is missing: give a SignHiera checkpoint (checkpoint=PATH)")
     device = options.choose_device()
@@ -68,32 +51,10 @@ def extract(options: ExtractOptions) -> Outcome:
     clips = options.clip_options(input_size)
     mark = fingerprint(options, clips, sha256=sha256_of(options.checkpoint), variant=variant)
 
-    places = zip(segments, owners(segments, options.num_shards), strict=True)
-    mine = [segment for segment, owner in places if owner == options.element]
-    stopped = None
-    with StoreWriter(options.folder, mark, part=options.part, dtype=STORE_DTYPES[options.store_dtype]) as writer:
-        jobs = [Job(segment, copy) for segment in mine for copy in range(options.epochs)]
-        todo = [job for job in jobs if job.name not in writer.done]
-        logger.info(
-            "%s: %d rows show %d segments, %d of them for this element (%s); %d features to extract, %d in the store",
-            options.manifest, len(rows), len(segments), len(mine), options.part, len(todo), len(jobs) - len(todo),
-        )  # fmt: skip
-        failures = FailureList(options.folder, options.part, {row_id for job in todo for row_id in job.segment.ids})
-        sink = StoreSink(writer, failures, 60 * options.flush_minutes)
-        if todo:
-            stopped = _run(options, VideoSource(options.root, clips), todo, sink, device, variant)
-        sink.flush()
-    sink.warn_boxless()
-    if stopped is None and options.num_shards == 1:
-        return _merged(options, rows, segments)
-    return Outcome(failures.ids, None, stopped)
+    def work(jobs: list[Job], sink: StoreSink) -> int | None:
+        return _run(options, VideoSource(options.root, clips), jobs, sink, device, variant)
 
-
-def _merged(options: ExtractOptions, rows: list, segments: list[Segment]) -> Outcome:
-    merged = merge(
-        rows, segments, options.folder, options.feature_manifest, epochs=options.epochs, num_shards=options.num_shards
-    )
-    return Outcome(merged.failed, merged)
+    return fill_store(options, rows, segments, mark, work, copies=options.epochs)
 
 
 def _run(
@@ -101,16 +62,12 @@ def _run(
 ) -> int | None:
     """The signal that ended the work early, None where it was finished."""
     model = load_sign_hiera(options.checkpoint, variant)
-    if device.type == "cuda" and options.dtype == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
-        logger.info("dtype=fp32 leaves the GPU's matrix units unused; dtype=bf16 uses them")
     workers = options.workers(device)
-    if device.type == "cpu":
-        torch.set_num_threads(model_threads(workers, torch.get_num_threads()))
+    prepare_device(device, options.dtype, workers)
     encoder = Encoder(model, device, DTYPES[options.dtype], compile=options.compile)
     progress = Progress(len(jobs), options.log_interval)
     with (
-        _signals() as received,
+        stop_signals() as received,
         Stager(jobs, options.root, options.staging_folder, int(options.staging_gb * 1e9)) as stager,
         Decoders(source, workers=workers, budget=_budget(options, workers), seed=options.seed) as decoders,
         progress,
@@ -131,25 +88,3 @@ def _budget(options: ExtractOptions, workers: int) -> int:
                            options.prefetch_mb)  # fmt: skip
             return free
     return budget
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], int | None]]:
-    """Ctrl-C and SIGTERM end the run in order (a second one at once): gives the signal that came, None so far."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # Python lets only the main thread set handlers
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(number, old[number])
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

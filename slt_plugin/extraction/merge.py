@@ -18,20 +18,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Merged:
-    """What the feature manifest holds: ``written`` rows, without those that failed."""
+    """What is in the store for a manifest: ``written`` rows, without those that failed, in the manifest ``path``."""
 
-    path: Path
+    path: Path | None
     written: int
     failed: tuple[str, ...]
 
 
 def merge(
-    rows: Sequence[Row], segments: Sequence[Segment], folder: Path, out: Path, *, epochs: int, num_shards: int
+    rows: Sequence[Row], segments: Sequence[Segment], folder: Path, out: Path | None, *, epochs: int, num_shards: int
 ) -> Merged:
     """Writes the feature manifest: the rows of ``rows``, in order, with the path of their features.
 
     A frame of it is a step of the features: start, end, fps and box are of the video and are left out. Rows whose
-    video failed are left out and named; they must be listed as failed by an element that tried.
+    video failed are left out and named; they must be listed as failed by an element that tried. Without ``out`` nothing
+    is written: the rows are checked.
 
     Raises:
         ExtractionError: rows are missing that no element has tried, or ``out`` holds other rows.
@@ -59,10 +60,11 @@ def merge(
     _clear_failures(folder, set(lacking))
     check_replaceable(out, rows)
     missing = set(lacking)
-    written = [_feature_row(row, folder, out, key_of[row.id], store) for row in rows if row.id not in missing]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(out, written)
-    return Merged(out, len(written), tuple(lacking))
+    if out is not None:
+        written = [_feature_row(row, folder, out, key_of[row.id], store) for row in rows if row.id not in missing]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(out, written)
+    return Merged(out, len(rows) - len(lacking), tuple(lacking))
 
 
 def _shards_of(ids: Sequence[str], segments: Sequence[Segment], num_shards: int) -> list[int]:
@@ -95,14 +97,14 @@ def _clear_failures(folder: Path, lacking: set[str]) -> None:
             write_failures(path, after)
 
 
-def check_replaceable(out: Path, rows: Sequence[Row]) -> None:
+def check_replaceable(out: Path | None, rows: Sequence[Row]) -> None:
     """Raises ExtractionError where the feature manifest would replace a file with other rows."""
-    if not out.is_file():
+    if out is None or not out.is_file():
         return
     ours = {row.id for row in rows}
     others = [row.id for row in read_manifest(out) if row.id not in ours]
     if others:
         raise ExtractionError(
-            f"{out} exists and has rows that the manifest of videos has not: {listing(others)}. Name another file with "
+            f"{out} exists and has rows that the manifest has not: {listing(others)}. Name another file with "
             "out_manifest=..., or remove it"
         )

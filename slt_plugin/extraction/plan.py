@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,14 +14,19 @@ import numpy as np
 
 from slt_plugin.common.messages import listing
 from slt_plugin.data.errors import DataError
+from slt_plugin.data.features import choose_copy
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.segments import known_frames
+from slt_plugin.data.store import open_store, split_path
+from slt_plugin.data.video import VIDEO_SUFFIXES
 
 _STAT_THREADS = 16  # a network file system answers slowly, but many questions at once
 _NAME_LENGTH = 60
 _DIGEST_LENGTH = 16  # hexadecimal digits: 2**32 segments before two are likely to share one
 
-Size = tuple[str, int] | tuple[str, int, int]
+Size = tuple[str | int, ...]  # what tells one content of a path from another, see `_size`
+
+_store_lock = threading.Lock()  # the open stores of a process are for one thread
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ def find_segments(rows: Sequence[Row], root: Path) -> list[Segment]:
         sizes = dict(zip(paths, pool.map(lambda path: _size(root / path), paths), strict=True))
     if rows and not any(sizes.values()):
         raise DataError(
-            f"none of the {len(paths)} videos is there: {listing([str(root / path) for path in paths], shown=3)}. Set "
-            "media_root to the directory that the manifest's paths start from"
+            f"none of the {len(paths)} media files is there: {listing([str(root / path) for path in paths], shown=3)}. "
+            "Set media_root to the directory that the manifest's paths start from"
         )
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -87,12 +93,13 @@ def segment_key(row: Row, size: Size | None) -> str:
     """A readable and unique name: the file's stem and a digest.
 
     Args:
-        size: ("bytes", length of the file), ("files", entries of the folder, length of the first), or None where there
-            is nothing.
+        size: ("bytes", length of the file), ("files", entries of the folder, length of the first), ("array", length of
+            the file, its time) for other media than videos, ("stored", steps, digest of the store's fingerprint), or
+            None where there is nothing.
     """
     described = [os.path.normpath(row.path), size, row.start or 0.0, row.end, row.box and list(row.box)]
-    if size is not None and size[0] == "files":
-        described.append(row.fps)  # a folder has no rate of its own: the row's decides which frames are sampled
+    if size is not None and size[0] != "bytes":
+        described.append(row.fps)  # these have no rate of their own: the row's decides which frames are meant
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:_DIGEST_LENGTH]
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(row.path).stem).strip("._-")[:_NAME_LENGTH]
     return f"{stem or 'video'}-{digest}"
@@ -118,9 +125,18 @@ def _frames(row: Row) -> int | None:
 
 def _size(path: Path) -> Size | None:
     try:
+        if split_path(path) is not None:
+            with _store_lock:
+                folder, key = split_path(path)
+                store = open_store(folder)
+                return "stored", store.num_steps(key), store.fingerprint.digest
+        path = choose_copy(path, None)  # of several extraction copies the first
         if path.is_dir():
             names = sorted(os.listdir(path))
             return "files", len(names), (path / names[0]).stat().st_size if names else 0
-        return "bytes", path.stat().st_size
-    except OSError:
+        stat = path.stat()
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            return "bytes", stat.st_size
+        return "array", stat.st_size, stat.st_mtime_ns  # made anew, an array is often as long as before
+    except (OSError, DataError):
         return None

@@ -21,17 +21,19 @@ class Progress:
     Args:
         total: jobs to do.
         interval: seconds between lines.
+        unit: what a job is called.
+        part: what the model takes of it.
     """
 
-    def __init__(self, total: int, interval: float):
-        self.total, self.interval = total, interval
+    def __init__(self, total: int, interval: float, *, unit: str = "row", part: str = "clip"):
+        self.total, self.interval, self.unit, self.part = total, interval, unit, part
         self.jobs = self.clips = self.failed = 0
         self.waited = 0.0
         self._made = self._told = time.monotonic()
         self._begin: float | None = None
         terminal = sys.stderr.isatty()
         self._logging = ExitStack()
-        self._bar = tqdm(total=total, unit="row", file=sys.stderr, smoothing=0.05) if terminal and total else None
+        self._bar = tqdm(total=total, unit=unit, file=sys.stderr, smoothing=0.05) if terminal and total else None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -88,14 +90,14 @@ class Progress:
         """One line for the end."""
         start = 0.0 if self._begin is None else self._begin - self._made
         return (
-            f"{self.jobs} rows ({self.failed} failed), {self.clips} clips in {self.seconds:.1f} s after "
-            f"{start:.1f} s to the first video: {self.jobs / max(self.seconds, 1e-9):.2f} rows/s, {self.clip_rate:.2f} "
-            f"clips/s; the model waited for data {self.waiting_share:.0%} of the time"
+            f"{self.jobs} {self.unit}s ({self.failed} failed), {self.clips} {self.part}s in {self.seconds:.1f} s after "
+            f"{start:.1f} s to the first: {self.jobs / max(self.seconds, 1e-9):.2f} {self.unit}s/s, "
+            f"{self.clip_rate:.2f} {self.part}s/s; the model waited for data {self.waiting_share:.0%} of the time"
         )
 
     def _tell(self) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self.clip_rate:.1f} clips/s, {self.failed} failed", refresh=False)
+            self._bar.set_postfix_str(f"{self.clip_rate:.1f} {self.part}s/s, {self.failed} failed", refresh=False)
             return
         now = time.monotonic()
         if now - self._told < self.interval or not self.jobs:
@@ -104,8 +106,9 @@ class Progress:
         rate = self.jobs / max(self.seconds, 1e-9)
         left = (self.total - self.jobs) / rate
         logger.info(
-            "%d of %d rows, %d failed, %.2f rows/s, %.2f clips/s, waiting for data %.0f %%, about %s left",
-            self.jobs, self.total, self.failed, rate, self.clip_rate, 100 * self.waiting_share, duration(left),
+            "%d of %d %ss, %d failed, %.2f/s, %.2f %ss/s, waiting for data %.0f %%, about %s left",
+            self.jobs, self.total, self.unit, self.failed, rate, self.clip_rate, self.part, 100 * self.waiting_share,
+            duration(left),
         )  # fmt: skip
 
 

@@ -5,7 +5,11 @@ padding mask (B, T), True = padding, and returns (B, T', out_dim) with its paddi
 by its ``stride``. The encoder of raw video takes frames (B, F, 3, S, S) and, instead of the mask, lengths of clips.
 """
 
+from dataclasses import dataclass, field
+from typing import Optional
+
 import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import FairseqEncoder
 from fairseq.models.transformer import TransformerConfig, TransformerEncoderBase
 from torch import Tensor, nn
@@ -18,6 +22,39 @@ from slt_plugin.modules.padding import lengths_to_padding_mask
 from slt_plugin.modules.pose_encoder import PoseEncoder
 
 SOURCE_ENCODERS = ("pose", "none", "signhiera")
+
+
+@dataclass
+class SourceEncoderConfig(FairseqDataclass):
+    """Options of the source encoder, which every model of this project begins with."""
+
+    source_encoder: ChoiceEnum(SOURCE_ENCODERS) = field(
+        default="none",
+        metadata={
+            "help": "what reads the source before the adapter: 'pose' (temporal convolutions), 'signhiera' (raw "
+            "video) or 'none'"
+        },
+    )
+    pose_dim: int = field(default=256, metadata={"help": "width of the pose encoder"})
+    pose_strides: str = field(default="2,1,2", metadata={"help": "temporal stride of each pose encoder block"})
+    pose_kernel_size: int = field(default=5, metadata={"help": "odd width of its convolutions, in steps"})
+    source_dropout: float = field(default=0.1, metadata={"help": "dropout of the source encoder"})
+    signhiera_variant: str = field(default="base_128x224", metadata={"help": "size of the SignHiera"})
+    signhiera_pretrained: Optional[str] = field(
+        default=None, metadata={"help": "checkpoint that the SignHiera starts from"}
+    )
+    signhiera_trainable_blocks: int = field(
+        default=0,
+        metadata={"help": "how many of its last blocks are trained; 0: it is frozen, -1: all of it is trained"},
+    )
+    signhiera_lr_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "learning rate of each block of the SignHiera over that of the next; with optimizer "
+            "adam_layer_decay"
+        },
+    )
+    signhiera_drop_path: float = field(default=0.0, metadata={"help": "DropPath rate of its trained blocks"})
 
 
 class IdentityEncoder(nn.Module):

@@ -1,27 +1,68 @@
 """Freezing parts of a model: for the whole training, or for its first updates."""
 
+import logging
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 from torch import nn
 
 from slt_plugin.models.errors import OptionError
 
-PARTS = {
-    "source_encoder": "encoder.source_encoder",
-    "adapter": "encoder.adapter",
-    "text_encoder": "encoder.text_encoder",
-    "text_decoder": "decoder",
-}
+logger = logging.getLogger(__name__)
+
 SPEC = re.compile(r"(?P<part>[a-z_]+)(\.layers\.(?P<first>\d+)(-(?P<last>\d+))?)?")
 
 
-def select_parameters(model: nn.Module, spec: str) -> list[nn.Parameter]:
+class Freezing:
+    """Mixin of models whose ``parts`` maps names that users know to submodules."""
+
+    parts: ClassVar[Mapping[str, str]] = {}
+
+    def freeze(self, spec: str, updates: int) -> None:
+        """Freezes what ``spec`` names (see `select_parameters`): always, or with ``updates`` > 0 for so many updates.
+
+        Raises:
+            OptionError: an unknown part, or layers that the part does not have.
+        """
+        frozen = select_parameters(self, self.parts, spec)
+        self.frozen_updates = updates
+        self._frozen_at_first: list[nn.Parameter] = []
+        if updates > 0:
+            # they stay in the optimizer, which is built once: the task drops their gradients for N updates
+            self._frozen_at_first = frozen
+        else:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        if frozen:
+            duration = f"for {updates} updates" if updates > 0 else "always"
+            logger.info("frozen %s: %s parameters in %s", duration, f"{sum(p.numel() for p in frozen):,}", spec)
+
+    def drop_frozen_gradients(self, num_updates: int, optimizer) -> None:
+        """Removes the gradients of what is frozen at update ``num_updates``: the optimizer then leaves it alone.
+
+        Raises:
+            OptionError: the optimizer keeps an fp32 copy of the weights, which weight decay would still change.
+        """
+        if num_updates >= self.frozen_updates or not self._frozen_at_first:
+            return
+        if isinstance(optimizer, FP16Optimizer):
+            raise OptionError(
+                "model.freeze_updates does not go with common.fp16 or common.bf16, whose optimizer decays frozen "
+                "weights too: use common.amp=true, or train in two runs joined by checkpoint.finetune_from_model"
+            )
+        for parameter in self._frozen_at_first:
+            parameter.grad = None
+
+
+def select_parameters(model: nn.Module, parts: Mapping[str, str], spec: str) -> list[nn.Parameter]:
     """The parameters that ``spec`` names, without repetition.
 
     Args:
-        model: a ``sign_to_text`` model.
-        spec: comma-joined parts (``source_encoder``, ``adapter``, ``text_encoder``, ``text_decoder``), each whole or
-            narrowed to layers: ``text_decoder.layers.0-5``, ``text_encoder.layers.3``. Empty selects nothing.
+        parts: names that ``spec`` may hold -> submodules of the model.
+        spec: comma-joined parts (``source_encoder``, ``text_decoder``, ...), each whole or narrowed to layers:
+            ``text_decoder.layers.0-5``, ``text_encoder.layers.3``. Empty selects nothing.
 
     Raises:
         OptionError: an unknown part, or layers that the part does not have.
@@ -29,12 +70,12 @@ def select_parameters(model: nn.Module, spec: str) -> list[nn.Parameter]:
     selected: dict[int, nn.Parameter] = {}
     for item in filter(None, (s.strip() for s in spec.split(","))):
         match = SPEC.fullmatch(item)
-        if match is None or match["part"] not in PARTS:
+        if match is None or match["part"] not in parts:
             raise OptionError(
-                f"model.freeze: cannot read {item!r}; expected one of {', '.join(PARTS)}, "
+                f"model.freeze: cannot read {item!r}; expected one of {', '.join(parts)}, "
                 "each optionally followed by layers such as text_decoder.layers.0-5"
             )
-        module = model.get_submodule(PARTS[match["part"]])
+        module = model.get_submodule(parts[match["part"]])
         if match["first"] is not None:
             layers = getattr(module, "layers", None)
             first, last = int(match["first"]), int(match["last"] or match["first"])

@@ -1,12 +1,14 @@
-"""Layer-wise learning-rate decay (BEiT, Bao et al., 2022): the earlier a pretrained layer, the less it changes."""
+"""Learning rates of parts, and layer-wise decay (BEiT, Bao et al., 2022): the earlier a layer, the less it changes."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fairseq.optim import register_optimizer
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from torch import nn
+
+from slt_plugin.models.errors import OptionError
 
 NAME = "adam_layer_decay"
 
@@ -23,6 +25,31 @@ def set_lr_scales(groups: Iterable[tuple[float, Iterable[nn.Parameter]]]) -> Non
 
 def _lr_scale(parameter: nn.Parameter) -> float:
     return getattr(parameter, "optim_overrides", {}).get("optimizer", {}).get("lr_scale", 1.0)
+
+
+def scale_lr(model: nn.Module, parts: Mapping[str, str], spec: str) -> None:
+    """Multiplies the marks of whole parts, on top of what is marked already.
+
+    Args:
+        parts: names that ``spec`` may hold -> submodules of the model.
+        spec: ``source_encoder=0.1,text_decoder=0.01``; empty changes nothing.
+
+    Raises:
+        OptionError: an unknown part, or no positive number.
+    """
+    for item in filter(None, (s.strip() for s in spec.split(","))):
+        part, _, value = item.partition("=")
+        try:
+            scale = float(value)
+        except ValueError:
+            scale = 0.0
+        if part not in parts or not 0 < scale < float("inf"):
+            raise OptionError(
+                f"model.lr_scales: cannot read {item!r}; expected part=number above 0, parts: {', '.join(parts)} (what "
+                "is not to be trained at all goes into model.freeze)"
+            )
+        for parameter in model.get_submodule(parts[part]).parameters():
+            set_lr_scales([(scale * _lr_scale(parameter), [parameter])])
 
 
 def has_lr_scales(optimizer) -> bool:

@@ -2,22 +2,21 @@
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Optional
+from typing import ClassVar, Optional
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.models.transformer import Embedding, TransformerConfig, TransformerDecoderBase
 from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig
-from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.utils import get_available_activation_fns
 from omegaconf import II
 from torch import Tensor, nn
 
 from slt_plugin.checkpoints.importer import load_pretrained_text
 from slt_plugin.models.ctc import CTCHead
-from slt_plugin.models.encoders import SOURCE_ENCODERS, SignEncoder, TextEncoder, build_source_encoder
+from slt_plugin.models.encoders import SignEncoder, SourceEncoderConfig, TextEncoder, build_source_encoder
 from slt_plugin.models.errors import OptionError
-from slt_plugin.models.freezing import select_parameters
+from slt_plugin.models.freezing import Freezing
 from slt_plugin.models.precision import Fp16Guard
 from slt_plugin.modules.adapter import Adapter
 
@@ -27,37 +26,10 @@ MAX_CTC_SYMBOLS = 5000
 
 
 @dataclass
-class SignToTextConfig(FairseqDataclass):
+class SignToTextConfig(SourceEncoderConfig):
     """Options of ``sign_to_text``; the defaults are the small Transformer of Tarres et al. (2023)."""
 
-    # source side
-    source_encoder: ChoiceEnum(SOURCE_ENCODERS) = field(
-        default="none",
-        metadata={
-            "help": "what reads the source before the adapter: 'pose' (temporal convolutions), 'signhiera' (raw "
-            "video) or 'none'"
-        },
-    )
-    pose_dim: int = field(default=256, metadata={"help": "width of the pose encoder"})
-    pose_strides: str = field(default="2,1,2", metadata={"help": "temporal stride of each pose encoder block"})
-    pose_kernel_size: int = field(default=5, metadata={"help": "odd width of its convolutions, in steps"})
-    source_dropout: float = field(default=0.1, metadata={"help": "dropout of the source encoder"})
-    signhiera_variant: str = field(default="base_128x224", metadata={"help": "size of the SignHiera"})
-    signhiera_pretrained: Optional[str] = field(
-        default=None, metadata={"help": "checkpoint that the SignHiera starts from"}
-    )
-    signhiera_trainable_blocks: int = field(
-        default=0,
-        metadata={"help": "how many of its last blocks are trained; 0: it is frozen, -1: all of it is trained"},
-    )
-    signhiera_lr_decay: float = field(
-        default=1.0,
-        metadata={
-            "help": "learning rate of each block of the SignHiera over that of the next; with optimizer "
-            "adam_layer_decay"
-        },
-    )
-    signhiera_drop_path: float = field(default=0.0, metadata={"help": "DropPath rate of its trained blocks"})
+    # source side, after the source encoder
     adapter_stride: int = field(default=1, metadata={"help": "further temporal stride between source and text encoder"})
     # text side
     encoder_layers: int = field(default=6, metadata={"help": "text encoder layers"})
@@ -159,17 +131,24 @@ def _check_ctc_vocabulary(dictionary) -> None:
         raise OptionError("model.ctc=true needs a vocabulary whose index 0 is <s>, which fairseq takes for CTC's blank")
 
 
-class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
+class SignToTextModel(Freezing, Fp16Guard, FairseqEncoderDecoderModel):
     """Sign encoder and fairseq Transformer decoder, with an optional CTC head on the encoder.
 
     ``net_input`` is ``src_tokens`` (B, T, C) float, ``src_lengths`` (B,) and ``prev_output_tokens`` (B, U); of raw
     video ``src_tokens`` (B, F, 3, S, S) uint8 and also ``src_clips`` (B, N).
     """
 
+    parts: ClassVar = {
+        "source_encoder": "encoder.source_encoder",
+        "adapter": "encoder.adapter",
+        "text_encoder": "encoder.text_encoder",
+        "text_decoder": "decoder",
+    }
+
     def __init__(self, cfg: SignToTextConfig, encoder: SignEncoder, decoder: TransformerDecoderBase):
         super().__init__(encoder, decoder)
         self.cfg = cfg
-        self._freeze()
+        self.freeze(cfg.freeze, cfg.freeze_updates)
 
     @classmethod
     def build_model(cls, cfg: SignToTextConfig, task) -> "SignToTextModel":
@@ -247,39 +226,6 @@ class SignToTextModel(Fp16Guard, FairseqEncoderDecoderModel):
         """Targets (B, U) without EOS (and without the BOS of BART, which is CTC's blank), and their lengths (B,)."""
         start = 1 if sample["target"][0, 0] == self.decoder.dictionary.bos() else 0
         return sample["target"][:, start:-1], sample["target_lengths"] - start - 1
-
-    # freezing
-
-    def _freeze(self) -> None:
-        frozen = select_parameters(self, self.cfg.freeze)
-        self._frozen_at_first: list[nn.Parameter] = []
-        if self.cfg.freeze_updates > 0:
-            # they stay in the optimizer, which is built once: the task drops their gradients for N updates
-            self._frozen_at_first = frozen
-        else:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-        if frozen:
-            duration = f"for {self.cfg.freeze_updates} updates" if self.cfg.freeze_updates > 0 else "always"
-            logger.info(
-                "frozen %s: %s parameters in %s", duration, f"{sum(p.numel() for p in frozen):,}", self.cfg.freeze
-            )
-
-    def drop_frozen_gradients(self, num_updates: int, optimizer) -> None:
-        """Removes the gradients of what is frozen at update ``num_updates``: the optimizer then leaves it alone.
-
-        Raises:
-            OptionError: the optimizer keeps an fp32 copy of the weights, which weight decay would still change.
-        """
-        if num_updates >= self.cfg.freeze_updates or not self._frozen_at_first:
-            return
-        if isinstance(optimizer, FP16Optimizer):
-            raise OptionError(
-                "model.freeze_updates does not go with common.fp16 or common.bf16, whose optimizer decays frozen "
-                "weights too: use common.amp=true, or train in two runs joined by checkpoint.finetune_from_model"
-            )
-        for parameter in self._frozen_at_first:
-            parameter.grad = None
 
 
 @dataclass

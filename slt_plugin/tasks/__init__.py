@@ -4,9 +4,12 @@ fairseq imports this package through ``--user-dir``; Python code and the ``slt-*
 slt_plugin.tasks``, because fairseq registers nothing when ``slt_plugin`` is already imported.
 """
 
+import slt_plugin.criterions.sonar_distillation
 import slt_plugin.models.layer_decay
 import slt_plugin.models.sign_to_text
+import slt_plugin.models.sonar
 import slt_plugin.tasks.sign_to_text  # noqa: F401
-from slt_plugin.checkpoints import safe
+from slt_plugin.checkpoints import mapped, safe
 
+mapped.install()
 safe.install()

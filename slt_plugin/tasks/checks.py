@@ -13,7 +13,18 @@ from slt_plugin.models.sign_to_text import SignToTextConfig
 
 logger = logging.getLogger(__name__)
 
-HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "accuracy": True, "loss": False, "nll_loss": False, "ppl": False}
+HIGHER_IS_BETTER = {
+    "bleu": True,
+    "chrf": True,
+    "accuracy": True,
+    "r1": True,
+    "cosine": True,
+    "loss": False,
+    "nll_loss": False,
+    "ppl": False,
+    "mse": False,
+}
+OF_A_TEACHER = ("r1", "cosine", "mse")
 MAX_UNKNOWN = 0.1  # share of unknown tokens in the training texts
 
 
@@ -24,6 +35,11 @@ def check_best_metric(cfg) -> None:
         raise OptionError(
             f"task.eval_bleu=false leaves no {metric} to choose the best checkpoint by: set "
             "checkpoint.best_checkpoint_metric=loss checkpoint.maximize_best_checkpoint_metric=false"
+        )
+    if metric in OF_A_TEACHER and not cfg.teacher:
+        raise OptionError(
+            f"checkpoint.best_checkpoint_metric={metric} is known of criterion sonar_distillation alone, which needs "
+            "task.teacher: set it, or choose another metric"
         )
     if HIGHER_IS_BETTER.get(metric, maximize) != maximize:
         raise OptionError(
@@ -55,11 +71,15 @@ def check_video_encoder(cfg) -> None:
         )
 
 
-def check_lr_decay(decay: float, optimizer) -> None:
-    """Raises OptionError where the optimizer would ignore ``model.signhiera_lr_decay``."""
-    if decay != 1.0 and not has_lr_scales(optimizer):
+def check_lr_scales(cfg, optimizer) -> None:
+    """Raises OptionError where the optimizer would ignore ``model.signhiera_lr_decay`` or ``model.lr_scales``."""
+    unset = {"signhiera_lr_decay": 1.0, "lr_scales": ""}
+    given = [
+        f"model.{name}={getattr(cfg, name)}" for name, value in unset.items() if getattr(cfg, name, value) != value
+    ]
+    if given and not has_lr_scales(optimizer):
         raise OptionError(
-            f"model.signhiera_lr_decay={decay} needs optimizer._name={LAYER_DECAY}, and with common.fp16 also "
+            f"{' and '.join(given)} needs optimizer._name={LAYER_DECAY}, and with common.fp16 also "
             "common.fp16_no_flatten_grads=true"
         )
 

@@ -9,9 +9,14 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureOrigin:
-    """What made the features that a task has seen so far; it travels in the checkpoint."""
+    """What made the features that a task has seen so far; it travels in the checkpoint.
 
-    def __init__(self):
+    Args:
+        what: what they are called in messages.
+    """
+
+    def __init__(self, what: str = "features"):
+        self.what = what
         self.where: str | None = None  # nothing seen yet
         self.fingerprint: Fingerprint | None = None  # None: plain files, whose origin is not known
 
@@ -37,7 +42,7 @@ class FeatureOrigin:
                 )
         elif fingerprint != self.fingerprint:
             difference = self.fingerprint.difference(fingerprint, f"in {self.where}", f"in {where}")
-            raise DataError(f"{where}: features made otherwise than those of {self.where}: {difference}")
+            raise DataError(f"{where}: {self.what} made otherwise than those of {self.where}: {difference}")
 
     def state_dict(self) -> dict | None:
         """Plain values for a checkpoint; None where no features were read."""

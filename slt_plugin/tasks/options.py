@@ -108,6 +108,17 @@ class SignToTextTaskConfig(FairseqDataclass):
     target_lang: Optional[str] = field(
         default=None, metadata={"help": "mBART: language code of every target (en_XX); default: the row's text_lang"}
     )
+    # teacher
+    teacher: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "store of sentence embeddings (slt-extract what=sonar_teacher) for criterion sonar_distillation"
+        },
+    )
+    teacher_lang: Optional[str] = field(
+        default=None,
+        metadata={"help": "language of their texts (eng_Latn); default: target_lang, else the row's text_lang"},
+    )
     # limits
     max_source_positions: int = field(default=4096, metadata={"help": "longest source, in steps after step_frames"})
     max_target_positions: int = field(default=512, metadata={"help": "longest target, in tokens"})

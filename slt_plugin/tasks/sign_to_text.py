@@ -1,6 +1,7 @@
 """Task ``sign_to_text``: manifests of poses, features or videos in, text out."""
 
 import logging
+import math
 from argparse import Namespace
 from enum import Enum
 from pathlib import Path
@@ -18,7 +19,7 @@ from slt_plugin.models.errors import OptionError
 from slt_plugin.tasks.checks import (
     check_best_metric,
     check_ctc_lengths,
-    check_lr_decay,
+    check_lr_scales,
     check_spelling,
     check_video_encoder,
 )
@@ -30,6 +31,7 @@ from slt_plugin.tasks.options import (
     build_source,
     refuse_unused_options,
 )
+from slt_plugin.tasks.teacher import build_teacher, check_teacher
 from slt_plugin.tasks.validation import log_sample, log_scores, score_counts
 from slt_plugin.text.codec import CodecError, build_codec, empty_codec
 from slt_plugin.text.languages import MBART_CC25
@@ -61,7 +63,10 @@ class SignToTextTask(FairseqTask):
             self.codec = empty_codec()
         refuse_unused_options(cfg)
         self.feature_origin = FeatureOrigin()
+        # of a training; what decodes has no use for it
+        self.teacher = None if from_checkpoint else build_teacher(cfg)
         self.sequence_generator = None
+        self.weights_follow = False  # whether the model that is built gets its values from a checkpoint at once
         # of the model, once it is built
         self.ctc_stride: int | None = None
         self.max_source_steps = cfg.max_source_positions
@@ -74,8 +79,12 @@ class SignToTextTask(FairseqTask):
         return {name: str(value) if isinstance(value, Enum) else value for name, value in values.items()}
 
     def state_dict(self) -> dict:
-        features = self.feature_origin.state_dict()
-        return {"codec": self.codec.state_dict(), "source": self._source_options(), "features": features}
+        return {
+            "codec": self.codec.state_dict(),
+            "source": self._source_options(),
+            "features": self.feature_origin.state_dict(),
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Takes vocabulary and source options from a checkpoint.
@@ -83,9 +92,11 @@ class SignToTextTask(FairseqTask):
         Raises:
             CodecError: this task has another vocabulary already.
             OptionError: this task, or another model of the ensemble, reads its source in another way.
-            DataError: this task reads features that were extracted in another way.
+            DataError: this task reads features that were extracted in another way, or learns from another teacher.
         """
         self.feature_origin.load_state_dict(state_dict.get("features"))
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state_dict.get("teacher"))
         self.codec.load_state_dict(state_dict["codec"])
         default = SignToTextTaskConfig()
         # an option that is newer than the checkpoint had its default's meaning
@@ -199,11 +210,13 @@ class SignToTextTask(FairseqTask):
             pad=self.codec.dictionary.pad(),
             eos=self.codec.dictionary.eos(),
             language_ids=self._language_ids(rows, name),
+            language_is_prefix=bool(self.codec.languages) and self.codec.language_is_prefix,
             training=training,
             decoding=decoding,
             seed=self.cfg.seed,
             max_steps=self.max_source_steps,
             max_clips=self.cfg.max_clips,
+            teacher=None if decoding or self.teacher is None else self.teacher.of(rows, name, training=training),
         )
         logger.info("%s: %d rows, %d source steps", name, len(rows), dataset.source_lengths.sum())
         self._check_source(name, dataset)
@@ -224,15 +237,15 @@ class SignToTextTask(FairseqTask):
                 )  # fmt: skip
 
     def _language_ids(self, rows, path: Path | str) -> list[int] | None:
-        """The token that starts each row's target, for vocabularies with languages (mBART); else None."""
+        """The token of each row's language, for vocabularies with languages (mBART, SONAR); else None."""
         if not self.codec.languages:
             if self.cfg.target_lang:
                 raise OptionError(
                     f"task.target_lang={self.cfg.target_lang}: the vocabulary has no language tokens; leave it out, or "
-                    "choose a vocabulary with languages (mBART: task.codec_languages=mbart_cc25)"
+                    "choose a vocabulary with languages (task.codec_languages=mbart_cc25, task.codec=sonar)"
                 )
             return None
-        if not set(self.codec.languages) <= set(MBART_CC25):
+        if not self.codec.language_is_prefix and not set(self.codec.languages) <= set(MBART_CC25):
             # mBART-50, NLLB and M2M-100 begin with </s> and take the language for their first target token
             raise OptionError(
                 "the vocabulary's languages are not those of mBART-cc25, the only multilingual model whose targets "
@@ -244,13 +257,17 @@ class SignToTextTask(FairseqTask):
             if language is None:
                 raise DataError(
                     f"{path}: row {row.id} has no text_lang, and the vocabulary marks languages: fill the column "
-                    "or set task.target_lang (for example en_XX)"
+                    f"or set task.target_lang (for example {self.example_language()})"
                 )
             try:
                 ids.append(self.codec.language_id(language))
             except CodecError as error:
                 raise DataError(f"{path}: row {row.id}: {error}") from error
         return ids
+
+    def example_language(self) -> str:
+        """A language of the vocabulary to show in messages: English."""
+        return next(code for code in self.codec.languages if code.startswith("en"))
 
     def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
         """Rows within ``max_positions``; the others are an error, or skipped and named where that was asked for."""
@@ -291,6 +308,7 @@ class SignToTextTask(FairseqTask):
         else:
             starts = {name: None for name in ("text_pretrained", "signhiera_pretrained") if getattr(cfg, name, None)}
             cfg = OmegaConf.merge(cfg, starts)
+        self.weights_follow = from_checkpoint
         model = super().build_model(cfg, from_checkpoint)
         self.max_source_steps = min(self.cfg.max_source_positions, model.max_positions()[0])
         self.ctc_stride = model.encoder.stride if getattr(cfg, "ctc", False) else None
@@ -301,8 +319,13 @@ class SignToTextTask(FairseqTask):
             )
         return model
 
+    def build_criterion(self, cfg, from_checkpoint: bool = False):
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        check_teacher(self.teacher, criterion)
+        return criterion
+
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        check_lr_decay(getattr(model.cfg, "signhiera_lr_decay", 1.0), optimizer)
+        check_lr_scales(model.cfg, optimizer)
         output = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         model.drop_frozen_gradients(update_num, optimizer)  # so that they do not count in the gradient's norm
         return output
@@ -313,6 +336,8 @@ class SignToTextTask(FairseqTask):
         super().optimizer_step(optimizer, model, update_num)
 
     def valid_step(self, sample, model, criterion):
+        if self.teacher is not None:
+            sample = self.teacher.with_candidates(sample)
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         if self.cfg.eval_bleu:
             hypotheses = [
@@ -338,8 +363,16 @@ class SignToTextTask(FairseqTask):
         """fairseq-generate turns symbols into text through this object's ``decode``; no ``--bpe`` is needed."""
         return Namespace(decode=self.codec.decode_symbols, encode=None)
 
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
+        generator = super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+        if any(getattr(model, "never_unknown", False) for model in models):
+            generator.unk_penalty = math.inf
+        return generator
+
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         start = sample["start_tokens"]
+        if prefix_tokens is None:
+            prefix_tokens = sample.get("prefix_tokens")  # the language
         if prefix_tokens is None and self.codec.prepend_bos:
             # BART's targets begin with <s>
             prefix_tokens = torch.full_like(start, self.codec.dictionary.bos()).unsqueeze(1)  # B x 1

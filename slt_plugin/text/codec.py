@@ -1,4 +1,4 @@
-"""Text <-> ids of a fairseq Dictionary, for SentencePiece, GPT-2 BPE and Hugging Face vocabularies.
+"""Text <-> ids of a fairseq Dictionary, for SentencePiece, GPT-2 BPE, Hugging Face and SONAR vocabularies.
 
 The codec is task state: ``state_dict`` holds the bytes of the vocabulary's files, so a checkpoint decodes by itself.
 """
@@ -13,7 +13,7 @@ import torch
 from fairseq.data import Dictionary
 
 from slt_plugin.common.messages import did_you_mean
-from slt_plugin.text import gpt2_tokenizer, hf_tokenizer, spm_tokenizer
+from slt_plugin.text import gpt2_tokenizer, hf_tokenizer, sonar_tokenizer, spm_tokenizer
 from slt_plugin.text.errors import CodecError
 from slt_plugin.text.vocabulary import Tokenizer, fill_dictionary
 
@@ -23,6 +23,7 @@ _TOKENIZERS = {
     "sentencepiece": spm_tokenizer.SentencePieceTokenizer,
     "gpt2_bpe": gpt2_tokenizer.GPT2Tokenizer,
     "hf": hf_tokenizer.HFTokenizer,
+    "sonar": sonar_tokenizer.SonarTokenizer,
 }
 CODEC_KINDS = tuple(_TOKENIZERS)
 # One sentence is one line in manifests, in fairseq's output and in hypotheses.jsonl; byte-level models can break it.
@@ -48,6 +49,11 @@ class TextCodec:
     def prepend_bos(self) -> bool:
         """BART was trained on targets ``<s> ... </s>``; everything else on ``... </s>``."""
         return self._filled().prepend_bos
+
+    @property
+    def language_is_prefix(self) -> bool:
+        """Whether the language token is the first that is written (SONAR), or stands in for the start (mBART-cc25)."""
+        return self._filled().vocabulary.language_is_prefix
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -113,7 +119,8 @@ class TextCodec:
             return None
         code = lang.strip("[]_")
         if code not in languages:
-            hint = did_you_mean(code, languages) or "."
+            same = [known for known in languages if known.split("_")[0] == code.split("_")[0].lower()]  # fra, fra_XX
+            hint = did_you_mean(code, same or languages) or "."
             raise CodecError(f"language {lang!r} is not in the vocabulary{hint} Choose from {', '.join(languages)}")
         return languages[code]
 
@@ -187,8 +194,8 @@ def build_codec(
     """Read a vocabulary.
 
     Args:
-        kind: ``sentencepiece`` (path of a ``.model``), ``gpt2_bpe`` (directory with encoder.json, vocab.bpe, dict.txt)
-            or ``hf`` (tokenizer directory).
+        kind: ``sentencepiece`` or ``sonar`` (path of a ``.model``), ``gpt2_bpe`` (directory with encoder.json,
+            vocab.bpe, dict.txt) or ``hf`` (tokenizer directory).
         lowercase: lower-case the text before encoding.
         dictionary_path: sentencepiece only: fairseq ``dict.txt`` whose order the model's embeddings have.
         languages: sentencepiece only: mBART's codes in the order of pretraining (``slt_plugin.text.languages``).
@@ -202,9 +209,9 @@ def build_codec(
         raise CodecError(
             f"a dictionary path and languages belong to kind sentencepiece, {kind} brings its own: leave them out"
         )
-    if kind == "sentencepiece":
+    if kind in ("sentencepiece", "sonar"):
         if path.is_dir():
-            raise CodecError(f"{path} is a directory: give the .model file itself to kind sentencepiece")
+            raise CodecError(f"{path} is a directory: give the .model file itself to kind {kind}")
         files = {spm_tokenizer.MODEL_FILE: _read(path)}
         if dictionary_path is not None:
             files[spm_tokenizer.DICTIONARY_FILE] = _read(Path(dictionary_path))
@@ -236,7 +243,8 @@ def _check_kind(kind: str) -> None:
 
 def _make_tokenizer(kind: str, files: dict[str, bytes], languages: Sequence[str]) -> Tokenizer:
     _check_kind(kind)
-    needed = {"sentencepiece": (spm_tokenizer.MODEL_FILE,), "gpt2_bpe": gpt2_tokenizer.FILES, "hf": ()}[kind]
+    model = (spm_tokenizer.MODEL_FILE,)
+    needed = {"sentencepiece": model, "sonar": model, "gpt2_bpe": gpt2_tokenizer.FILES, "hf": ()}[kind]
     missing = [name for name in needed if name not in files]
     if missing:
         raise CodecError(

@@ -36,6 +36,7 @@ class Vocabulary:
     silent: frozenset[int] = frozenset()  # special, padding, mask and language ids: they decode to nothing
     holes: frozenset[int] = frozenset()  # ids without a token: they decode like the unknown symbol
     languages: dict[str, int] = field(default_factory=dict)
+    language_is_prefix: bool = False  # targets are language, text, </s> after the start </s>; else it is the start
 
 
 class Tokenizer(Protocol):

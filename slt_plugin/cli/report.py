@@ -1,0 +1,93 @@
+"""slt-report neighbours | compare: embeddings and scores side by side.
+
+A further report is a function `_add_<name>` in ADDERS that declares its arguments and, with `run`, what they start.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from slt_plugin.cli.progress import progress
+from slt_plugin.common.errors import SltError
+from slt_plugin.report.published import PUBLISHED
+
+
+def _add_neighbours(commands) -> None:
+    parser = commands.add_parser("neighbours", help="the nearest sentences of another manifest, by their embeddings")
+    what = "manifest of embeddings (slt-extract what=sonar, or what=sonar_teacher out_manifest=...), or their .store"
+    parser.add_argument("--query", type=Path, required=True, metavar="FILE", help=what)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="FILE", help="the same: where to look")
+    parser.add_argument("-k", type=int, default=5, metavar="K", help="how many for each row (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each row of --query")
+    parser.set_defaults(run=_neighbours)
+
+
+def _neighbours(args: argparse.Namespace) -> None:
+    from slt_plugin.report.embeddings import read_embeddings
+    from slt_plugin.report.neighbours import nearest
+
+    query, corpus = read_embeddings(args.query), read_embeddings(args.corpus)
+    for found in progress(nearest(query, corpus, args.k), len(query.ids)):
+        if args.json:
+            neighbours = [neighbour._asdict() for neighbour in found.neighbours]
+            print(json.dumps({"id": found.id, "text": found.text, "neighbours": neighbours}, ensure_ascii=False))
+            continue
+        print(f"{found.id}\t{found.text or ''}")
+        for neighbour in found.neighbours:
+            print(f"  {neighbour.cosine:.4f}\t{neighbour.id}\t{neighbour.text or ''}")
+
+
+def _add_compare(commands) -> None:
+    parser = commands.add_parser("compare", help="scores of systems in one table, beside published ones")
+    parser.add_argument(
+        "systems",
+        nargs="+",
+        type=_named_file,
+        metavar="NAME=FILE",
+        help="a name, and what slt-score --json or slt-evaluate (metrics.json) wrote",
+    )
+    known = ", ".join(PUBLISHED)
+    parser.add_argument("--published", metavar="CORPUS", help=f"also the published scores of this corpus: {known}")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from slt_plugin.report.compare import comparison, read_system
+    from slt_plugin.report.errors import ReportError
+
+    names = [name for name, _ in args.systems]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ReportError(f"{', '.join(sorted(twice))} is given twice: give each system a name of its own")
+    print(comparison([read_system(name, path) for name, path in args.systems], args.published))
+
+
+def _named_file(word: str) -> tuple[str, Path]:
+    name, equals, path = word.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{word!r}: write NAME=FILE, e.g. zero-shot=scores.json")
+    return name, Path(path)
+
+
+ADDERS: tuple[Callable, ...] = (_add_neighbours, _add_compare)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 fine, 1 nothing could be reported, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="slt-report", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in ADDERS:
+        add(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except SltError as error:
+        print(f"slt-report {args.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What ``slt-report`` shows: embeddings side by side, scores beside published ones."""
