@@ -78,7 +78,7 @@ def truncate(path: Path) -> None:
 def test_fairseq_is_the_version_that_was_hooked(function, digest):
     source = inspect.getsource(inspect.unwrap(function))
     assert hashlib.sha256(source.encode()).hexdigest()[:16] == digest, (
-        f"{function.__name__} of the installed fairseq differs from 0.12.3: read it, then adapt checkpoints/safe.py or mapped.py"
+        f"{function.__name__} of the installed fairseq differs from 0.12.3: read it, then adapt safe.py or mapped.py"
     )
 
 
