@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from slt_plugin.models.errors import OptionError
-from slt_plugin.models.layer_decay import NAME, AdamLayerDecay, AdamLayerDecayConfig, set_lr_scales
+from slt_plugin.models.layer_decay import NAME, AdamLayerDecay, AdamLayerDecayConfig, lr_scale, scale_lr, set_lr_scales
 from slt_plugin.tasks.checks import check_lr_scales
 
 
@@ -86,19 +86,39 @@ def test_half_precision_keeps_the_rates(precision, no_flatten):
     })  # fmt: skip
     optimizer = FP16Optimizer.build_optimizer(cfg, list(model.parameters()))
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.05, 0.025])
-    check_lr_scales(SimpleNamespace(signhiera_lr_decay=0.5), optimizer)
+    model.cfg = SimpleNamespace(signhiera_lr_decay=0.5)
+    check_lr_scales(model, optimizer)
 
 
 def test_flattened_half_precision_is_refused():
     """fairseq joins all fp16 weights to one without marks (on a GPU, which is why it is made by hand here)."""
     flat = AdamLayerDecay(config(), [nn.Parameter(torch.zeros(36))])
+    model, _ = marked()
+    model.cfg = SimpleNamespace(signhiera_lr_decay=0.5)
     with pytest.raises(OptionError, match="fp16_no_flatten_grads=true"):
-        check_lr_scales(SimpleNamespace(signhiera_lr_decay=0.5), flat)
+        check_lr_scales(model, flat)
 
 
 def test_an_optimizer_that_would_ignore_the_decay_is_refused():
     model, _ = marked()
     plain = SimpleNamespace(param_groups=[{"lr": 0.1, "params": list(model.parameters())}])
-    check_lr_scales(SimpleNamespace(signhiera_lr_decay=1.0), plain)
-    with pytest.raises(OptionError, match=f"optimizer._name={NAME}"):
-        check_lr_scales(SimpleNamespace(signhiera_lr_decay=0.9), plain)
+    unmarked = layers()
+    check_lr_scales(unmarked, plain)
+    model.cfg = SimpleNamespace(lr_scales="source_encoder=0.1", signhiera_lr_decay=0.9)
+    with pytest.raises(OptionError, match=rf"lr_scales=source_encoder=0.1 needs optimizer._name={NAME}"):
+        check_lr_scales(model, plain)
+    model.requires_grad_(False)  # what is not trained needs no rate
+    check_lr_scales(model, plain)
+
+
+def test_rates_of_parts():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    parts = {"first": "a", "second": "b"}
+    set_lr_scales([(0.5, model["a"].parameters())])
+    scale_lr(model, parts, "first=0.1, second=2")
+    assert [lr_scale(p) for p in model.parameters()] == pytest.approx([0.05, 0.05, 2, 2])
+    for spec in ("third=1", "first=0", "first=x", "first"):
+        with pytest.raises(
+            OptionError, match=f"cannot read '{spec}'; expected part=number above 0, parts: first, second"
+        ):
+            scale_lr(model, parts, spec)

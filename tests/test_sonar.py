@@ -142,6 +142,24 @@ def test_text_decoder_of_the_release_on_the_meta_device(codec):
     assert tuple(decoder.layers[23].fc1.weight.shape) == (8192, 1024)
 
 
+def test_an_untied_output_is_refused_in_both_layouts(tmp_path, codec, release):
+    for content in (as_fairseq1(text_decoder(codec)), as_fairseq2(text_decoder(codec), "decoder")):
+        name = "output_projection.weight" if "state_dict" in content else "final_proj.weight"
+        state = next(iter(content.values()))
+        state[name] = state.get(name, state.get("embed_tokens.weight")) + 1
+        torch.save(content, tmp_path / "untied.pt")
+        with pytest.raises(CheckpointError, match="the output projection differs from the embeddings"):
+            load_sonar_decoder(tmp_path / "untied.pt", release / SPM)
+
+
+def test_half_precision_files_are_loaded_in_fp32(tmp_path, codec, release):
+    content = as_fairseq2(text_encoder(codec).transformer, "encoder")
+    content["model"] = {name: tensor.half() for name, tensor in content["model"].items()}
+    torch.save(content, tmp_path / "half.pt")
+    loaded, _ = load_sonar_text_encoder(tmp_path / "half.pt", release / SPM)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
 def test_wrong_files_are_told_what_they_look_like(tmp_path, release):
     with pytest.raises(CheckpointError, match=r"no text decoder of SONAR; it looks like SONAR's text encoder"):
         load_sonar_decoder(release / "sonar_text_encoder.pt", release / SPM)
@@ -181,7 +199,20 @@ def test_vocabulary_of_a_small_model(codec):
     assert "⁇" in codec.decode(codec.encode("hello 漢 world"))
 
 
-@pytest.mark.parametrize(("given", "near"), [("eng_latn", "eng_Latn"), ("fra", "fra_Latn"), ("deu_latin", "deu_Latn")])
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("eng_latn", "eng_Latn"),
+        ("fra", "fra_Latn"),
+        ("deu_latin", "deu_Latn"),
+        ("en", "eng_Latn"),
+        ("es", "spa_Latn"),
+        ("pt_Latn", "por_Latn"),
+        ("zho_CN", "zho_Hans"),
+        ("english", "eng_Latn"),
+        ("GER", "deu_Latn"),
+    ],
+)
 def test_near_misses_of_language_codes(codec, given, near):
     with pytest.raises(CodecError, match=rf"did you mean '{near}'\?"):
         codec.language_id(given)

@@ -163,6 +163,8 @@ def test_half_precision_is_near_fp32(release, feature_checkpoint, tmp_path, dtyp
     half, task = load(imported(release, tmp_path / "half.pt", "--dtype", dtype, "--source", "features"))
     assert half.encoder.sonar.start.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     assert half.decoder.embed_positions.weights.dtype == torch.float32
+    large = {parameter.dtype for parameter in half.encoder.sonar.fp32_weights()}
+    assert large == {torch.float32 if dtype == "fp16" else torch.bfloat16}
     whole, _ = load(feature_checkpoint)
     net_input = batch_in(tmp_path, task)["net_input"]
     with torch.no_grad():

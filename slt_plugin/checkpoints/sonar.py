@@ -96,7 +96,7 @@ def read_sonar_encoder(path: str | Path) -> SonarPart:
     tables = [theirs[key] for key in ("decoder.embed_tokens.weight", "shared.weight") if key in theirs]
     if not tables:
         raise CheckpointError(f"{path}: neither decoder.embed_tokens.weight nor shared.weight is there")
-    theirs["start"] = tables[0][0]
+    theirs["start"] = tables[0][0].clone()  # a view would bring the whole table into every file that is written
     try:
         state = convert(theirs, SONAR_ENCODER)
         return SonarPart(state, _encoder_size(state))
@@ -122,12 +122,11 @@ def _read_text(path: Path, fairseq2_embedding: str, table: KeyTable, what: str) 
         if isinstance(fairseq2, Mapping) and fairseq2_embedding in fairseq2:
             state = convert(fairseq2, table)
             order = [*FAIRSEQ2_SPECIALS, *range(len(FAIRSEQ2_SPECIALS), len(state["embed_tokens.weight"]))]
-            tied = state.get("output_projection.weight")
-            if tied is not None and not torch.equal(tied, state["embed_tokens.weight"]):
-                raise CheckpointError("final_proj.weight differs from the embeddings, with which SONAR's is tied")
+            _check_tied(state)
             state["embed_tokens.weight"] = state["embed_tokens.weight"][order]
         elif isinstance(fairseq1, Mapping) and any("encoder_attn" in key for key in fairseq1) == decodes:
             state = convert(fairseq1, SONAR_TEXT_FAIRSEQ1)
+            _check_tied(state)
         else:
             raise CheckpointError(f"no {what} of SONAR; {looks_like(content)}")
         if "embed_tokens.weight" not in state:
@@ -139,6 +138,12 @@ def _read_text(path: Path, fairseq2_embedding: str, table: KeyTable, what: str) 
     # without it fairseq takes the file for an old one and drops the last layer norm, and strict loading still succeeds
     state["version"] = torch.tensor([3.0])
     return SonarPart(state, _text_size(state, path))
+
+
+def _check_tied(state: Mapping[str, Tensor]) -> None:
+    output, table = state.get("output_projection.weight"), state.get("embed_tokens.weight")
+    if output is not None and table is not None and not torch.equal(output, table):
+        raise CheckpointError("the output projection differs from the embeddings, with which SONAR's is tied")
 
 
 def _content(path: Path) -> dict:
@@ -200,6 +205,8 @@ def _filled(module: nn.Module, state: Mapping[str, Tensor], table: KeyTable, pat
         fitting, _ = fit(state, module.state_dict(), table)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    # mirrors of the release hold half precision, in which not all of the modules run as they are
+    fitting = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in fitting.items()}
     module.load_state_dict(fitting, strict=True, assign=True)
     logger.info("loaded %d tensors of %s (%s)", len(fitting), path, table.name)
     return module.eval()

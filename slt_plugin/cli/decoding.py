@@ -34,16 +34,20 @@ class Models:
 
         return utils.resolve_max_positions(self.task.max_positions(), *[m.max_positions() for m in self.models])
 
-    def generate_each(self, samples: Sequence[dict]) -> list[list[list[dict]]]:
-        """`generate` for batches of the same source that differ in their language: what can be encoded once, is."""
+    def generate_each(self, sample: dict, languages: Sequence[dict]) -> list[list[list[dict]]]:
+        """`generate` of one batch for each of several languages; what can be encoded once, is.
+
+        Args:
+            languages: what the batch says of its language, see `SignDataset.language_tokens`.
+        """
         import torch
 
-        if len(samples) > 1 and len(self.models) == 1 and hasattr(self.models[0], "embed"):
+        sample = self._on_device(sample)
+        net_input = sample["net_input"]
+        if len(languages) > 1 and len(self.models) == 1 and hasattr(self.models[0], "embed"):
             with torch.no_grad():
-                embedding = self.models[0].embed(self._on_device(samples[0]["net_input"]))
-            for sample in samples:
-                sample["net_input"]["embedding"] = embedding
-        return [self.generate(sample) for sample in samples]
+                net_input = {**net_input, "embedding": self.models[0].embed(net_input)}
+        return [self.generate({**sample, **tokens, "net_input": net_input}) for tokens in languages]
 
     def _on_device(self, sample: dict) -> dict:
         from fairseq import utils

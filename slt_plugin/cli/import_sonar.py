@@ -56,7 +56,7 @@ def import_sonar_asl(folder: Path, out: Path, dtype: str, source: str) -> None:
         names[SIGN_HIERA] = "SignHiera"
     provenance = {name: provenance_of(folder / name, project=project).to_dict() for name, project in names.items()}
     write_translation_model(out, cfg, task, state, provenance)
-    count = sum(tensor.numel() for name, tensor in state.items() if name != "decoder.output_projection.weight")
+    count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{out}: {count:,} parameters ({dtype}), {len(task.target_dictionary)} symbols, reads {source}")
     for name, facts in provenance.items():
         print(f"  {name}: {facts['source']}, licence {facts['licence']}")
@@ -121,6 +121,7 @@ def _joined(parts: dict, target: dict, dtype: str) -> dict:
     import torch
 
     from slt_plugin.checkpoints.keymaps import KeyTable, fit
+    from slt_plugin.modules.sonar import OVERFLOWING
 
     table = KeyTable("SONAR ASL", renames=())
     state = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
@@ -128,8 +129,11 @@ def _joined(parts: dict, target: dict, dtype: str) -> dict:
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     kept = ("encoder.source_encoder.", "decoder.version")
     tied = "decoder.output_projection.weight"
-    converted = {
-        name: tensor if name.startswith(kept) else tensor.to(kind) for name, tensor in state.items() if name != tied
-    }
+
+    def cast(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        overflows = kind == torch.float16 and name.endswith(OVERFLOWING)
+        return tensor if name.startswith(kept) or overflows else tensor.to(kind)
+
+    converted = {name: cast(name, tensor) for name, tensor in state.items() if name != tied}
     converted[tied] = converted["decoder.embed_tokens.weight"]
     return converted

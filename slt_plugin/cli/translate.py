@@ -147,8 +147,8 @@ class Translator:
         if ignored:
             raise DataError(f"{dataset.limit_message(ignored[:1], limits)}: choose a part with --start and --end")
         # the file is read and encoded once; the rows differ in their language alone
-        first = dataset[0]
-        samples = [dataset.collater([{**first, "id": index}]) for index in range(len(rows))]
+        sample = dataset.collater([dataset[0]])
+        tokens = [dataset.language_tokens([index]) for index in range(len(rows))]
         return [
             {
                 "path": str(path),
@@ -161,7 +161,7 @@ class Translator:
                     for h in hypotheses[0][: args.n_best]
                 ],
             }
-            for language, hypotheses in zip(languages, self.models.generate_each(samples), strict=True)
+            for language, hypotheses in zip(languages, self.models.generate_each(sample, tokens), strict=True)
         ]
 
     def _encoded_video(self):

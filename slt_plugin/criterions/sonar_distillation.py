@@ -7,7 +7,6 @@ The loss of a sentence is the sum over dimensions of the squared differences. Co
 import math
 from dataclasses import dataclass, field
 
-import torch
 from fairseq import utils
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
@@ -58,6 +57,12 @@ class SonarDistillation(LabelSmoothedCrossEntropyCriterion):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         if not 0 <= ce_weight < float("inf"):
             raise OptionError(f"criterion.ce_weight={ce_weight}: give 0 (no cross-entropy) or a number above it")
+        given = {"label_smoothing": label_smoothing, "report_accuracy": report_accuracy}
+        ignored = [f"criterion.{name}={value}" for name, value in given.items() if value]
+        if not ce_weight and ignored:
+            raise OptionError(
+                f"{' and '.join(ignored)} has no effect without cross-entropy: leave it out, or set criterion.ce_weight"
+            )
         self.ce_weight = ce_weight
         self._model_fits = False
 
@@ -92,7 +97,7 @@ class SonarDistillation(LabelSmoothedCrossEntropyCriterion):
                 correct, total = self.compute_accuracy(model, net_output, sample)
                 logged |= {"n_correct": utils.item(correct), "total": utils.item(total)}
         if not self.training:  # the same keys on every rank, also where a rank's stand-in batch is of the training data
-            found = _first_is_right(student, sample) if "teacher_all" in sample else torch.zeros(0)
+            found = _first_is_right(student, sample) if "teacher_all" in sample else student.new_zeros(0)
             logged |= {"r1_rows": len(found), "r1_hits": found.sum()}
         return loss, sentences, {"loss": loss.detach(), **logged}
 

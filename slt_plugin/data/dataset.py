@@ -147,14 +147,12 @@ class SignDataset(FairseqDataset):
             "id": torch.tensor(ids, dtype=torch.int64),
             "nsentences": len(samples),
             "net_input": {"src_tokens": src_tokens, "src_lengths": lengths},
-            "start_tokens": torch.from_numpy(self.start_tokens[ids]),
+            **self.language_tokens(ids),
             "target": None,
             "ntokens": int(lengths.sum()),
             "texts": [self.rows[i].text for i in ids],
             "row_ids": [self.rows[i].id for i in ids],
         }
-        if self.prefix_tokens is not None:
-            batch["prefix_tokens"] = torch.from_numpy(self.prefix_tokens[ids]).unsqueeze(1)  # B x 1
         if self.teacher is not None:
             embeddings, batch["teacher_index"] = self.teacher.batch(ids)
             # in double precision: fairseq rounds every float32 of a batch in fp16 and bf16 training, which these small
@@ -170,6 +168,13 @@ class SignDataset(FairseqDataset):
             batch["net_input"]["prev_output_tokens"] = data_utils.collate_tokens(prev, self.pad)
             batch["ntokens"] = int(batch["target_lengths"].sum())
         return batch
+
+    def language_tokens(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """What a batch of these rows says of their languages: ``start_tokens`` (B,), maybe ``prefix_tokens`` (B, 1)."""
+        tokens = {"start_tokens": torch.from_numpy(self.start_tokens[ids])}
+        if self.prefix_tokens is not None:
+            tokens["prefix_tokens"] = torch.from_numpy(self.prefix_tokens[ids]).unsqueeze(1)
+        return tokens
 
     # sizes and order
 

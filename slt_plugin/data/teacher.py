@@ -63,6 +63,11 @@ class TeacherEmbeddings:
 
     def __init__(self, folder: Path, name: Path | str, rows: Sequence[Row], languages: Sequence[str]):
         self.folder, self.name = Path(folder), str(name)
+        if not self.folder.is_dir():
+            raise DataError(
+                f"task.teacher={self.folder} does not exist: slt-extract what=sonar_teacher makes it, once for the "
+                "manifests of training and validation"
+            )
         store = open_store(self.folder)
         _check_kind(store)
         self.fingerprint: Fingerprint = store.fingerprint

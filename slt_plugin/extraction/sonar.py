@@ -97,6 +97,8 @@ def load_model(options: SonarOptions, device: torch.device) -> tuple[BaseFairseq
         model.half()
     elif options.dtype == "bf16":
         model.bfloat16()
+    else:
+        model.float()  # what the fingerprint says, whatever the checkpoint holds
     return model.to(device).eval().requires_grad_(False), task
 
 

@@ -1,5 +1,6 @@
 """Learning rates of parts, and layer-wise decay (BEiT, Bao et al., 2022): the earlier a layer, the less it changes."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from torch import nn
 
 from slt_plugin.models.errors import OptionError
+
+logger = logging.getLogger(__name__)
 
 NAME = "adam_layer_decay"
 
@@ -23,7 +26,8 @@ def set_lr_scales(groups: Iterable[tuple[float, Iterable[nn.Parameter]]]) -> Non
             parameter.optim_overrides = {"optimizer": {"lr_scale": scale}}
 
 
-def _lr_scale(parameter: nn.Parameter) -> float:
+def lr_scale(parameter: nn.Parameter) -> float:
+    """Its share of the learning rate."""
     return getattr(parameter, "optim_overrides", {}).get("optimizer", {}).get("lr_scale", 1.0)
 
 
@@ -48,8 +52,11 @@ def scale_lr(model: nn.Module, parts: Mapping[str, str], spec: str) -> None:
                 f"model.lr_scales: cannot read {item!r}; expected part=number above 0, parts: {', '.join(parts)} (what "
                 "is not to be trained at all goes into model.freeze)"
             )
-        for parameter in model.get_submodule(parts[part]).parameters():
-            set_lr_scales([(scale * _lr_scale(parameter), [parameter])])
+        parameters = list(model.get_submodule(parts[part]).parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
+            logger.warning("model.lr_scales: %s has nothing that is trained", part)
+        for parameter in parameters:
+            set_lr_scales([(scale * lr_scale(parameter), [parameter])])
 
 
 def has_lr_scales(optimizer) -> bool:
@@ -69,7 +76,7 @@ class AdamLayerDecay(FairseqAdam):
     def __init__(self, cfg: AdamLayerDecayConfig, params):
         groups = defaultdict(list)
         for parameter in params:
-            groups[_lr_scale(parameter)].append(parameter)
+            groups[lr_scale(parameter)].append(parameter)
         # the full rate first: fairseq reads the learning rate from the first group
         ordered = sorted(groups.items(), reverse=True)
         super().__init__(cfg, [{"params": group, "lr_scale": scale} for scale, group in ordered])

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from slt_plugin.common.errors import SltError
 
+# the weights whose products leave the range of fp16 in T5; its layers take them in fp32 among fp16 ones
+OVERFLOWING = "DenseReluDense.wo.weight"
 OUT_STD = 1e-4  # start of the last projection: embeddings have components of about 5e-3
 
 
@@ -85,8 +87,8 @@ class SonarEncoder(nn.Module):
         return self.projection_out(pooled[:, 0])
 
     def fp32_weights(self) -> list[nn.Parameter]:
-        """The weights whose products leave the range of fp16 in T5; its layers take them in fp32 among fp16 ones."""
-        return [p for name, p in self.named_parameters() if name.endswith("DenseReluDense.wo.weight")]
+        """The weights that stay fp32 when the rest is cast to fp16."""
+        return [p for name, p in self.named_parameters() if name.endswith(OVERFLOWING)]
 
 
 def _stack(size: SonarEncoderSize, dropout: float, *, decoder: bool) -> nn.Module:

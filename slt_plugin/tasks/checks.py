@@ -8,7 +8,7 @@ from slt_plugin.data.dataset import SignDataset, name_rows
 from slt_plugin.data.errors import DataError
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.layer_decay import NAME as LAYER_DECAY
-from slt_plugin.models.layer_decay import has_lr_scales
+from slt_plugin.models.layer_decay import has_lr_scales, lr_scale
 from slt_plugin.models.sign_to_text import SignToTextConfig
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,12 @@ def check_video_encoder(cfg) -> None:
         )
 
 
-def check_lr_scales(cfg, optimizer) -> None:
+def check_lr_scales(model, optimizer) -> None:
     """Raises OptionError where the optimizer would ignore ``model.signhiera_lr_decay`` or ``model.lr_scales``."""
-    unset = {"signhiera_lr_decay": 1.0, "lr_scales": ""}
-    given = [
-        f"model.{name}={getattr(cfg, name)}" for name, value in unset.items() if getattr(cfg, name, value) != value
-    ]
-    if given and not has_lr_scales(optimizer):
+    wanted = {lr_scale(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if wanted - {1.0} and not has_lr_scales(optimizer):
+        names = ("signhiera_lr_decay", "lr_scales")
+        given = [f"model.{name}={getattr(model.cfg, name)}" for name in names if hasattr(model.cfg, name)]
         raise OptionError(
             f"{' and '.join(given)} needs optimizer._name={LAYER_DECAY}, and with common.fp16 also "
             "common.fp16_no_flatten_grads=true"

@@ -325,7 +325,7 @@ class SignToTextTask(FairseqTask):
         return criterion
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        check_lr_scales(model.cfg, optimizer)
+        check_lr_scales(model, optimizer)
         output = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         model.drop_frozen_gradients(update_num, optimizer)  # so that they do not count in the gradient's norm
         return output

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from fairseq.data import Dictionary
 
-from slt_plugin.common.messages import did_you_mean
+from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.text import gpt2_tokenizer, hf_tokenizer, sonar_tokenizer, spm_tokenizer
 from slt_plugin.text.errors import CodecError
+from slt_plugin.text.languages import LIKELY_CODES
 from slt_plugin.text.vocabulary import Tokenizer, fill_dictionary
 
 __all__ = ["CODEC_KINDS", "CodecError", "TextCodec", "build_codec", "empty_codec"]
@@ -26,6 +27,7 @@ _TOKENIZERS = {
     "sonar": sonar_tokenizer.SonarTokenizer,
 }
 CODEC_KINDS = tuple(_TOKENIZERS)
+MANY_LANGUAGES = 60  # more are not listed beside a hint
 # One sentence is one line in manifests, in fairseq's output and in hypotheses.jsonl; byte-level models can break it.
 _LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 
@@ -119,9 +121,7 @@ class TextCodec:
             return None
         code = lang.strip("[]_")
         if code not in languages:
-            same = [known for known in languages if known.split("_")[0] == code.split("_")[0].lower()]  # fra, fra_XX
-            hint = did_you_mean(code, same or languages) or "."
-            raise CodecError(f"language {lang!r} is not in the vocabulary{hint} Choose from {', '.join(languages)}")
+            raise CodecError(f"language {lang!r} is not in the vocabulary{_hint(code, list(languages))}")
         return languages[code]
 
     def state_dict(self) -> dict:
@@ -181,6 +181,19 @@ class TextCodec:
         state = pickled["state"]
         if state is not None:
             self._install(_make_tokenizer(state["kind"], state["files"], state["languages"]), state)
+
+
+def _hint(code: str, languages: Sequence[str]) -> str:
+    """What was probably meant, and the choices."""
+    begin = re.split(r"[_-]", code)[0].lower()
+    usual = LIKELY_CODES.get(begin) or LIKELY_CODES.get(begin[:3])
+    same = [known for known in languages if known.split("_")[0] in (begin, begin[:3])]  # fra, fra_XX, english
+    if usual in languages:
+        near = did_you_mean(usual, [usual])
+    else:
+        near = did_you_mean(code, same or languages) or (did_you_mean(same[0], same) if same else "")
+    shown = MANY_LANGUAGES if near else len(languages)
+    return f"{near or '.'} Choose from {listing(languages, shown)}"
 
 
 def build_codec(

@@ -40,3 +40,27 @@ NLLB_200 = (
     "urd_Arab", "uzn_Latn", "vec_Latn", "vie_Latn", "war_Latn", "wol_Latn", "xho_Latn", "ydd_Hebr", "yor_Latn",
     "yue_Hant", "zho_Hans", "zho_Hant", "zul_Latn",
 )  # fmt: skip
+# what people write (ISO 639-1, macrolanguages, library codes) -> the code of NLLB-200 that they mean; for hints alone
+LIKELY_CODES = {
+    "en": "eng_Latn", "de": "deu_Latn", "fr": "fra_Latn", "es": "spa_Latn", "zh": "zho_Hans", "pt": "por_Latn",
+    "it": "ita_Latn", "nl": "nld_Latn", "ru": "rus_Cyrl", "ar": "arb_Arab", "ja": "jpn_Jpan", "ko": "kor_Hang",
+    "hi": "hin_Deva", "bn": "ben_Beng", "ur": "urd_Arab", "fa": "pes_Arab", "tr": "tur_Latn", "pl": "pol_Latn",
+    "uk": "ukr_Cyrl", "cs": "ces_Latn", "sk": "slk_Latn", "sl": "slv_Latn", "hr": "hrv_Latn", "sr": "srp_Cyrl",
+    "bs": "bos_Latn", "bg": "bul_Cyrl", "mk": "mkd_Cyrl", "ro": "ron_Latn", "hu": "hun_Latn", "el": "ell_Grek",
+    "he": "heb_Hebr", "sv": "swe_Latn", "no": "nob_Latn", "nb": "nob_Latn", "nn": "nno_Latn", "da": "dan_Latn",
+    "fi": "fin_Latn", "et": "est_Latn", "lv": "lvs_Latn", "lt": "lit_Latn", "is": "isl_Latn", "ga": "gle_Latn",
+    "cy": "cym_Latn", "mt": "mlt_Latn", "sq": "als_Latn", "ca": "cat_Latn", "eu": "eus_Latn", "gl": "glg_Latn",
+    "vi": "vie_Latn", "th": "tha_Thai", "id": "ind_Latn", "ms": "zsm_Latn", "tl": "tgl_Latn", "sw": "swh_Latn",
+    "am": "amh_Ethi", "so": "som_Latn", "ha": "hau_Latn", "yo": "yor_Latn", "ig": "ibo_Latn", "zu": "zul_Latn",
+    "xh": "xho_Latn", "af": "afr_Latn", "ta": "tam_Taml", "te": "tel_Telu", "ml": "mal_Mlym", "kn": "kan_Knda",
+    "mr": "mar_Deva", "gu": "guj_Gujr", "pa": "pan_Guru", "ne": "npi_Deva", "si": "sin_Sinh", "km": "khm_Khmr",
+    "lo": "lao_Laoo", "my": "mya_Mymr", "mn": "khk_Cyrl", "ka": "kat_Geor", "hy": "hye_Armn", "az": "azj_Latn",
+    "kk": "kaz_Cyrl", "uz": "uzn_Latn", "ky": "kir_Cyrl", "tg": "tgk_Cyrl", "ps": "pbt_Arab", "ku": "kmr_Latn",
+    "zho": "zho_Hans", "chi": "zho_Hans", "ara": "arb_Arab", "fas": "pes_Arab", "per": "pes_Arab", "swa": "swh_Latn",
+    "msa": "zsm_Latn", "may": "zsm_Latn", "nor": "nob_Latn", "ger": "deu_Latn", "fre": "fra_Latn", "dut": "nld_Latn",
+    "gre": "ell_Grek", "rum": "ron_Latn", "cze": "ces_Latn", "slo": "slk_Latn", "alb": "als_Latn", "sqi": "als_Latn",
+    "arm": "hye_Armn", "geo": "kat_Geor", "ice": "isl_Latn", "mac": "mkd_Cyrl", "wel": "cym_Latn", "baq": "eus_Latn",
+    "bur": "mya_Mymr", "lav": "lvs_Latn", "est": "est_Latn", "aze": "azj_Latn", "uzb": "uzn_Latn", "mon": "khk_Cyrl",
+    "nep": "npi_Deva", "ori": "ory_Orya", "pus": "pbt_Arab", "kur": "kmr_Latn", "mlg": "plt_Latn", "orm": "gaz_Latn",
+    "yid": "ydd_Hebr", "srd": "srd_Latn",
+}  # fmt: skip
