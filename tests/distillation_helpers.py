@@ -9,7 +9,7 @@ from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq_cli import train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from sonar_helpers import DIM, SPM, make_fake_release
+from sonar_helpers import DIM, FEATURES, SPM, make_fake_release
 from test_task import setup
 
 from slt_plugin.cli import extract
@@ -43,6 +43,16 @@ SMALL_VIDEO = (
 )  # fmt: skip
 
 
+# sonar_how2sign_features as it is, from the tiny release and on tiny features
+SMALL_FEATURES = (
+    "common.cpu=true", "dataset.num_workers=0", "task.eval_max_len=8", "task.eval_beam=1",
+    f"task.feature_channels={FEATURES}", f"model.embed_dim={DIM}", "model.sonar_encoder_layers=2",
+    "model.sonar_decoder_layers=3", "model.sonar_ffn_dim=96", "model.sonar_heads=4", "model.sonar_head_dim=16",
+    "model.decoder_layers=2", "model.decoder_ffn_embed_dim=96", "model.decoder_attention_heads=1",
+    "optimization.update_freq=[1]", "lr_scheduler.warmup_updates=1",
+)  # fmt: skip
+
+
 def embed_texts(release: Path, manifest: Path, out: Path, *words: str) -> int:
     """slt-extract what=sonar_teacher in this process; its exit status."""
     given = {"checkpoint": release / "sonar_text_encoder.pt", "spm": release / SPM, "manifest": manifest, "out": out}
@@ -51,7 +61,13 @@ def embed_texts(release: Path, manifest: Path, out: Path, *words: str) -> int:
 
 
 def train_student(
-    corpus: Path, release: Path, teacher: Path, save_dir: Path, *overrides: str, small: Sequence[str] = SMALL
+    corpus: Path,
+    release: Path,
+    teacher: Path,
+    save_dir: Path,
+    *overrides: str,
+    small: Sequence[str] = SMALL,
+    config: str = "sonar_how2sign",
 ) -> None:
     """fairseq's own training loop on the How2Sign recipe, made small and of poses, in this process.
 
@@ -60,9 +76,9 @@ def train_student(
     """
     given = [word.split("=")[0] for word in overrides]
     small = [word for word in small if word.split("=")[0] not in given]
-    hydra_init("sonar_how2sign")
+    hydra_init(config)
     with initialize_config_dir(str(CONFIGS), version_base="1.1"):
-        cfg = compose("sonar_how2sign", overrides=[
+        cfg = compose(config, overrides=[
             f"task.data={corpus}", f"task.codec_path={release / SPM}", f"task.teacher={teacher}",
             f"checkpoint.save_dir={save_dir}", *small, *overrides,
         ])  # fmt: skip

@@ -2,17 +2,23 @@
 
 import json
 import logging
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_pose_corpus
 from omegaconf import OmegaConf
+from sonar_helpers import FEATURES, make_fake_release
 
 import slt_plugin.tasks  # noqa: F401
-from slt_plugin.cli import evaluate
+from slt_plugin.cli import evaluate, import_checkpoint
 from slt_plugin.cli.translation_file import configuration, write_translation_model
-from slt_plugin.data.manifest import read_manifest, write_manifest
+from slt_plugin.data.manifest import Row, read_manifest, write_manifest
 from slt_plugin.models.sign_to_text import SignToTextConfig
 from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
 
@@ -38,6 +44,20 @@ def checkpoint(spm_model, tmp_path_factory):
 def corpus(tmp_path_factory):
     """Rows of 35 to 49 steps."""
     return write_pose_corpus(tmp_path_factory.mktemp("data") / "corpus", {"test": 5, "dev": 3})
+
+
+@pytest.fixture(scope="module")
+def sonar(tmp_path_factory):
+    """SONAR's models, tiny, that read features, and the folder of a manifest whose language has another name there."""
+    folder = tmp_path_factory.mktemp("sonar")
+    release, path = make_fake_release(folder / "release"), folder / "sonar_features.pt"
+    assert import_checkpoint.main(["sonar-asl", str(release), str(path), "--source", "features"]) == 0
+    rng = np.random.default_rng(0)
+    rows = [Row(f"r{i}", f"{i}.npy", "hello world", text_lang="en", num_frames=6) for i in range(3)]
+    for row in rows:
+        np.save(folder / row.path, rng.normal(size=(6, FEATURES)).astype(np.float32))
+    write_manifest(folder / "test.tsv", rows)
+    return path, folder
 
 
 @pytest.fixture
@@ -173,6 +193,48 @@ def test_checkpoints_that_cannot_be_used(run, checkpoint, tmp_path):
     assert "old.pt cannot be loaded" in refused(run(checkpoint=tmp_path / "old.pt"))
     torch.save({"model": {}, "task_state": {}}, tmp_path / "other.pt")
     assert "import it with slt-import-checkpoint" in refused(run(checkpoint=tmp_path / "other.pt"))
+
+
+def scores_of(folder) -> list[float]:
+    return [json.loads(line)["score"] for line in (folder / "test/hypotheses.jsonl").read_text().splitlines()]
+
+
+def test_language_of_the_texts(run, sonar, tmp_path):
+    given = dict(zip(("checkpoint", "data"), sonar, strict=True))
+    assert "language 'en' is not in the vocabulary" in refused(run(**given))  # the rows' text_lang
+    for language in ("eng_Latn", "fra_Latn"):
+        results = tmp_path / language
+        assert run(**given, results=results, target_lang=language)[0] == 0
+        assert json.loads((results / "test/metrics.json").read_text())["target_lang"] == language
+    assert scores_of(tmp_path / "eng_Latn") != scores_of(tmp_path / "fra_Latn")
+    assert "did you mean 'fra_Latn'?" in refused(run(**given, target_lang="fra"))
+    assert "the vocabulary has no language tokens" in refused(run(target_lang="eng_Latn"))
+
+
+def test_one_command_compares_zero_shot_fine_tuned_and_published(sonar, tmp_path):
+    checkpoint, data = sonar
+    script = Path(__file__).parents[1] / "scripts/compare_sonar.sh"
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def compare(*words):
+        command = ["bash", str(script), *map(str, words)]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    small = ("common.cpu=true", "dataset.num_workers=0", "generation.beam=1", "generation.max_len_b=5")
+    done = compare(checkpoint, checkpoint, data, *small)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = done.stdout.split("== table")[1]
+    rows = [line for line in table.splitlines() if "zero-shot" in line or "fine-tuned" in line]
+    assert len([line for line in rows if not line.startswith("+")]) >= 2
+    assert "Rust et al" in table
+    for name in ("zero-shot", "fine-tuned"):
+        metrics = json.loads((tmp_path / "results/compare_sonar" / name / "test/metrics.json").read_text())
+        assert metrics["target_lang"] == "eng_Latn" and metrics["generation"]["beam"] == 1
+    missing = compare(checkpoint, tmp_path / "no.pt", data, "dev")
+    assert missing.returncode == 1 and f"error: {tmp_path / 'no.pt'} does not exist" in missing.stderr
+    assert "dev.tsv does not exist" in compare(checkpoint, checkpoint, data, "dev").stderr
+    assert "two checkpoints" in compare(checkpoint).stderr
+    assert compare("--help").stdout.count("\n") == 8
 
 
 def test_config_has_no_options_without_effect():

@@ -86,6 +86,19 @@ def test_preset_chosen_on_the_command_line_takes_effect():
     assert cfg.model.encoder_embed_dim == 512
 
 
+def test_sonar_on_features_is_the_recipe_without_videos():
+    video, features = (OmegaConf.to_container(composed(name), resolve=False, enum_to_str=True)
+                       for name in ("sonar_how2sign", "sonar_how2sign_features"))  # fmt: skip
+    changed = {f"{group}.{key}" for group in ("task", "model", "criterion", "optimization", "lr_scheduler", "optimizer")
+               for key in features[group] if features[group][key] != video[group][key]}  # fmt: skip
+    assert changed == {
+        "task.source", "task.feature_channels", "task.max_source_positions", "model.source_encoder",
+        "model.signhiera_pretrained", "model.signhiera_trainable_blocks", "model.checkpoint_activations",
+        "model.lr_scales", "optimizer._name",
+    }  # fmt: skip
+    assert features["model"]["freeze"] == "text_decoder" and features["model"]["lr_scales"] == ""
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_working_directory_stays_and_the_log_is_beside_the_checkpoints(name):
     """A named config would make Hydra change directory, and a relative user_dir would not be found."""

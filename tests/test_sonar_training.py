@@ -14,6 +14,7 @@ from distillation_helpers import (
     LANGUAGE,
     POSES,
     SMALL,
+    SMALL_FEATURES,
     SMALL_VIDEO,
     batch,
     criterion_of,
@@ -24,7 +25,7 @@ from distillation_helpers import (
     train_student,
 )
 from fairseq.logging import metrics
-from sonar_helpers import DIM, SPM, as_fairseq2, make_fake_release, sonar_codec
+from sonar_helpers import DIM, FEATURES, SPM, as_fairseq2, make_fake_release, sonar_codec
 from test_sonar import text_encoder
 from test_sonar_translator import imported
 from test_task import setup
@@ -34,7 +35,7 @@ from slt_plugin.cli import extract, report
 from slt_plugin.common.errors import SltError
 from slt_plugin.criterions.sonar_distillation import SonarDistillation
 from slt_plugin.data.features import choose_copy, open_features
-from slt_plugin.data.manifest import read_manifest
+from slt_plugin.data.manifest import Row, read_manifest, write_manifest
 from slt_plugin.data.store import FeatureStore
 from slt_plugin.data.teacher import teacher_key
 
@@ -202,3 +203,27 @@ def test_the_recipe_starts_from_the_release_and_moves_what_it_says(release, vide
     assert {name for name in after if name.startswith("encoder.sonar.") and name.endswith("weight")} <= moved
     scales = sorted(group["lr_scale"] for group in saved["last_optimizer_state"]["param_groups"])
     assert scales == [0.1, 1.0]
+
+
+def test_the_recipe_on_features_starts_from_the_release(release, tmp_path):
+    """Two updates (the first of warm-up) without a video: the whole SONAR encoder moves, the text decoder stays."""
+    corpus, teacher = tmp_path / "features", tmp_path / "teacher.store"
+    corpus.mkdir()
+    start = imported(release, tmp_path / "sonar_features.pt", "--source", "features")
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid"):
+        rows = [Row(f"{split}-{i}", f"{split}-{i}.npy", "hello world", text_lang="en", num_frames=6) for i in range(4)]
+        for row in rows:
+            np.save(corpus / row.path, rng.normal(size=(6, FEATURES)).astype(np.float32))
+        write_manifest(corpus / f"{split}.tsv", rows)
+        assert embed_texts(release, corpus / f"{split}.tsv", teacher) == 0
+    train_student(
+        corpus, release, teacher, tmp_path / "run", f"checkpoint.finetune_from_model={start}",
+        "optimization.max_update=2", small=SMALL_FEATURES, config="sonar_how2sign_features",
+    )  # fmt: skip
+    before = torch.load(start, weights_only=True)["model"]
+    after = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)["model"]
+    assert before.keys() == after.keys()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("decoder.") for name in moved)
+    assert {name for name in after if name.startswith("encoder.sonar.") and name.endswith("weight")} <= moved

@@ -107,6 +107,7 @@ def write_results(subset: str, ids: Sequence[str], hypotheses: Sequence[Hypothes
         "skipped": skipped,
         "lowercase": cfg.lowercase,
         "references": f"text of {manifest}",
+        "target_lang": cfg.target_lang,
         "checkpoints": str(cfg.checkpoint).split(":"),
         "generation": OmegaConf.to_container(cfg.generation),
         "seed": cfg.common.seed,
@@ -149,6 +150,8 @@ def evaluate(cfg) -> None:
         "media_root": cfg.media_root and str(cfg.media_root),
         "max_source_positions": cfg.dataset.max_source_positions,
     }
+    if cfg.target_lang is not None:  # null would take the checkpoint's language away
+        options["target_lang"] = str(cfg.target_lang)
     decoder = Decoder(paths, cfg, options)
     if decoder.task.codec.lowercase and not cfg.lowercase:
         logger.warning(

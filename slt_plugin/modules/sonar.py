@@ -116,5 +116,5 @@ def _stack(size: SonarEncoderSize, dropout: float, *, decoder: bool) -> nn.Modul
         use_cache=False,
     )
     stack = T5Stack(config)
-    stack.embed_tokens = None
+    stack.embed_tokens = nn.Identity()  # without values; transformers looks for it
     return stack
