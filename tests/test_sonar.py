@@ -186,6 +186,14 @@ def test_languages_are_those_of_nllb():
     assert list(NLLB_200) == FAIRSEQ_LANGUAGE_CODES
 
 
+def test_ids_of_the_release():
+    """Its 256,000 pieces without their three specials stand behind fairseq's four, then the languages."""
+    first = 4 + 256_000 - 3
+    named = {"eng_Latn": 256047, "fra_Latn": 256057, "deu_Latn": 256042, "zho_Hans": 256200}
+    assert {code: first + NLLB_200.index(code) for code in named} == named
+    assert first + len(NLLB_200) + 3 == 256206
+
+
 def test_vocabulary_of_a_small_model(codec):
     dictionary = codec.dictionary
     pieces = len(dictionary) - 4 - 202 - 3
