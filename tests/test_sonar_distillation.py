@@ -26,7 +26,7 @@ from slt_plugin.cli import extract
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest, write_manifest
 from slt_plugin.data.store import FeatureStore, Fingerprint, StoreWriter
-from slt_plugin.data.teacher import teacher_key
+from slt_plugin.data.teacher import TeacherEmbeddings, teacher_key
 from slt_plugin.models.errors import OptionError
 
 
@@ -258,3 +258,15 @@ def test_a_store_of_something_else_is_no_teacher(corpus, release, tmp_path):
     task = student_task(corpus, release, tmp_path / "f.store")
     with pytest.raises(DataError, match=r"holds no teacher embeddings .*encoder=sign_hiera"):
         task.load_dataset("valid")
+
+
+def test_options_of_a_cross_entropy_that_is_not_there(corpus, release, teacher):
+    task = student_task(corpus, release, teacher)
+    with pytest.raises(OptionError, match=r"criterion.label_smoothing=0.1 has no effect without cross-entropy"):
+        criterion_of(task, label_smoothing=0.1)
+    criterion_of(task, label_smoothing=0.1, ce_weight=0.5)
+
+
+def test_a_missing_store_is_told_how_to_make_it(tmp_path):
+    with pytest.raises(DataError, match=r"task.teacher=.*none.store does not exist: slt-extract what=sonar_teacher"):
+        TeacherEmbeddings(tmp_path / "none.store", "train", [], [])
