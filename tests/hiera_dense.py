@@ -25,6 +25,14 @@ def pool(x: Tensor, stride: int) -> Tensor:
     return x.view(len(x), stride, -1, x.shape[-1]).amax(1)
 
 
+def positions(e: SignHiera, steps: int) -> Tensor:
+    """(1, steps * height * width, C), row-major."""
+    if not e.sep_pos_embed:
+        return e.pos_embed[:, : steps * e.layout.grid[0] * e.layout.grid[1]]
+    spatial, temporal = e.pos_embed_spatial, e.pos_embed_temporal[:, :steps]
+    return spatial.repeat(1, steps, 1) + temporal.repeat_interleave(spatial.shape[1], 1)
+
+
 class DenseHiera(nn.Module):
     """Shares the parameters of a SignHiera that pools 2 x 2 and has mask units of 2 ** n tokens a side."""
 
@@ -42,42 +50,35 @@ class DenseHiera(nn.Module):
         keep = torch.arange(steps, device=video.device) < kept[:, None]  # B x T'
         video = video * keep.repeat_interleave(stride, 1)[:, None, :, None, None]
         x = e.patch_embed.proj(video).flatten(2).transpose(1, 2)  # B x (T' * H' * W') x C, row-major
-        x = x + self._positions(steps)
+        x = x + positions(e, steps)
         unit = e.layout.unit[0]
         x = x[:, token_order(steps, *e.layout.grid, unit.bit_length() - 1).to(x.device)]
+        kept_units = keep.repeat_interleave(e.layout.units, 1) if masked else None
         for block in e.blocks:
-            x = self._block(block, x, steps, keep if masked else None)
+            x = run_block(block, x, steps * e.layout.units, kept_units)
         members = x.shape[1] // (steps * e.layout.units)
         features = x.view(len(x), members, steps, e.layout.units, -1).mean((1, 3))
         return features * keep[..., None], ~keep
 
-    def _positions(self, steps: int) -> Tensor:
-        e = self.encoder
-        if not e.sep_pos_embed:
-            return e.pos_embed[:, : steps * e.layout.grid[0] * e.layout.grid[1]]
-        spatial, temporal = e.pos_embed_spatial, e.pos_embed_temporal[:, :steps]
-        return spatial.repeat(1, steps, 1) + temporal.repeat_interleave(spatial.shape[1], 1)
 
-    def _block(self, block: nn.Module, x: Tensor, steps: int, mask: Tensor | None) -> Tensor:
-        y = block.norm1(x)
-        if block.proj is not None:
-            x = pool(block.proj(y), block.q_stride)
-        x = x + self._attention(block.attn, y, steps, mask)
-        return x + block.mlp(block.norm2(x))
+def run_block(block: nn.Module, x: Tensor, units: int, keep: Tensor | None) -> Tensor:
+    """``keep`` (B, units): True = its tokens are seen by global attention; None: all are."""
+    y = block.norm1(x)
+    if block.proj is not None:
+        x = pool(block.proj(y), block.q_stride)
+    x = x + attention(block.attn, y, units, keep)
+    return x + block.mlp(block.norm2(x))
 
-    def _attention(self, attn: nn.Module, x: Tensor, steps: int, mask: Tensor | None) -> Tensor:
-        """``mask`` (B, T'): True = kept steps; None: nothing is padded."""
-        batch, tokens, _ = x.shape
-        units = steps * self.encoder.layout.units
-        members = tokens // units
-        windows = units if attn.local else 1
-        qkv = attn.qkv(x).view(batch, tokens // windows, windows, 3, attn.num_heads, -1)
-        q, k, v = qkv.permute(3, 0, 4, 2, 1, 5)  # each B x heads x windows x tokens of a window x D
-        q = q.unflatten(3, (attn.q_stride, -1)).amax(3)
-        if mask is not None and not attn.local:
-            mask = mask[:, None, :, None].expand(batch, members, steps, units // steps).reshape(batch, 1, 1, 1, tokens)
-        else:
-            mask = None
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        y = y.permute(0, 3, 2, 1, 4)  # B x tokens of a window x windows x heads x D
-        return attn.proj(y.reshape(batch, -1, y.shape[3] * y.shape[4]))
+
+def attention(attn: nn.Module, x: Tensor, units: int, keep: Tensor | None) -> Tensor:
+    batch, tokens, _ = x.shape
+    windows = units if attn.local else 1
+    qkv = attn.qkv(x).view(batch, tokens // windows, windows, 3, attn.num_heads, -1)
+    q, k, v = qkv.permute(3, 0, 4, 2, 1, 5)  # each B x heads x windows x tokens of a window x D
+    q = q.unflatten(3, (attn.q_stride, -1)).amax(3)
+    mask = None
+    if keep is not None and not attn.local:
+        mask = keep[:, None].expand(batch, tokens // units, units).reshape(batch, 1, 1, 1, tokens)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y = y.permute(0, 3, 2, 1, 4)  # B x tokens of a window x windows x heads x D
+    return attn.proj(y.reshape(batch, -1, y.shape[3] * y.shape[4]))

@@ -138,6 +138,13 @@ SIGN_TO_TEXT = KeyTable(
     ignored=(r"encoder\.(?:adapter|text_encoder|ctc_head|sonar)\..+", r"decoder\..+"),
     missing=(_HIERA_HEAD,),
 )
+# sign_mae, and sign_clip with its text tower
+SIGN_MAE = KeyTable(
+    name="sign_mae or sign_clip",
+    renames=tuple((rf"mae\.encoder\.{pattern}", name) for pattern, name in _HIERA_RENAMES),
+    ignored=(rf"mae\.{_MAE_PARTS}", r"(?!mae\.).+"),
+    missing=(_HIERA_HEAD,),
+)
 
 # SONAR's encoder of American Sign Language (dm_70h_ub_sonar_encoder.pth): Hugging Face's T5 around a projection
 # whose own name changed once. Of T5's token tables ``checkpoints.sonar`` reads one row.

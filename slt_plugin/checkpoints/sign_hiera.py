@@ -21,6 +21,7 @@ from slt_plugin.checkpoints.keymaps import (
     HIERA_CLASSIFIER,
     HIERA_MAE,
     SIGN_HIERA,
+    SIGN_MAE,
     SIGN_TO_TEXT,
     SSVP_CLIP,
     SSVP_MAE,
@@ -44,6 +45,7 @@ FORMAT = "slt_plugin.sign_hiera"
 LAYOUTS: tuple[tuple[str, str, KeyTable], ...] = (
     ("clip", r"visual\.transformer\..+", SSVP_CLIP),
     ("model", r"encoder\.source_encoder\.hiera\..+", SIGN_TO_TEXT),
+    ("model", r"mae\.encoder\..+", SIGN_MAE),
     ("model", r"blocks\.0\..+", SSVP_MAE),
     ("model_state", r"head\.projection\..+", HIERA_CLASSIFIER),
     ("model_state", r"blocks\.0\..+", HIERA_MAE),

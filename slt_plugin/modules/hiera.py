@@ -15,9 +15,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from slt_plugin.modules.hiera_blocks import NORM_EPS, ClassifierHead, HieraBlock, PatchEmbed
+from slt_plugin.modules.hiera_blocks import NORM_EPS, ClassifierHead, HieraBlock, PatchEmbed, run_blocks
 from slt_plugin.modules.hiera_layout import (
     Group,
     ModuleShapeError,
@@ -25,7 +24,6 @@ from slt_plugin.modules.hiera_layout import (
     check_stages,
     shape,
     token_grid,
-    window_frames,
 )
 from slt_plugin.modules.padding import lengths_to_padding_mask
 
@@ -57,7 +55,8 @@ class SignHiera(nn.Module):
         mlp_ratio: hidden width of the MLPs relative to their block's.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         sep_pos_embed: position embeddings are a spatial plus a temporal table, not one table of all positions.
-        num_classes: outputs of the classifier head.
+        num_classes: outputs of the classifier head; 0: neither final norm nor head, features only (a masked autoencoder
+            has its own norm).
 
     Attributes:
         feature_dim: channels of the features.
@@ -131,8 +130,8 @@ class SignHiera(nn.Module):
         self.feature_dim = dim
         is_global = [not block.attn.local for block in self.blocks]
         self.num_local_blocks = (*is_global, True).index(True)  # the leading blocks, which never look beyond a unit
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.head = ClassifierHead(dim, num_classes)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS) if num_classes else nn.Identity()
+        self.head = ClassifierHead(dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -146,18 +145,21 @@ class SignHiera(nn.Module):
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 nn.init.constant_(module.bias, INIT_STD)
         with torch.no_grad():
-            self.head.projection.weight.mul_(HEAD_INIT_SCALE)
-            self.head.projection.bias.mul_(HEAD_INIT_SCALE)
+            for parameter in self.head.parameters():
+                parameter.mul_(HEAD_INIT_SCALE)
 
     # ---- pieces, which the masked autoencoder uses too
 
-    def positions(self, steps: Tensor) -> Tensor:
-        """Position embeddings of the time steps (N,) int64: (N, units, tokens, embed_dim)."""
+    def positions(self, steps: Tensor, units: Tensor) -> Tensor:
+        """Position embeddings of mask units, given by time step and number in it: (*shape, tokens, embed_dim).
+
+        ``steps`` and ``units`` are int64 of shapes that broadcast to ``shape``.
+        """
         h, w = self.layout.grid
         if not self.sep_pos_embed:
-            return self.layout.unroll(self.pos_embed.view(self.max_steps, h, w, -1)[steps])
-        spatial = self.layout.unroll(self.pos_embed_spatial.view(1, h, w, -1))  # 1 x units x tokens x C
-        return spatial + self.pos_embed_temporal[0, steps][:, None, None]
+            return self.layout.unroll(self.pos_embed.view(self.max_steps, h, w, -1))[steps, units]
+        spatial = self.layout.unroll(self.pos_embed_spatial.view(1, h, w, -1))[0]  # units x tokens x C
+        return spatial[units] + self.pos_embed_temporal[0][steps].unsqueeze(-2)
 
     def embed(self, frames: Tensor, windows: Tensor, steps: Tensor) -> Tensor:
         """Tokens of some time steps, with positions: (N * units, tokens, embed_dim).
@@ -168,16 +170,12 @@ class SignHiera(nn.Module):
             steps: (N,) int64, each step's number in its clip.
         """
         x = self.layout.unroll(self.patch_embed(frames[windows]))  # N x units x tokens x C
-        return (x + self.positions(steps)).flatten(0, 1)
+        units = torch.arange(self.layout.units, device=steps.device)
+        return (x + self.positions(steps[:, None], units)).flatten(0, 1)
 
     def run_blocks(self, x: Tensor, groups: Sequence[Group], blocks: range) -> Tensor:
         """Some of the blocks over packed mask units (N, tokens, C)."""
-        for i in blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.blocks[i], x, groups, use_reentrant=False)
-            else:
-                x = self.blocks[i](x, groups)
-        return x
+        return run_blocks([self.blocks[i] for i in blocks], x, groups, recompute=self.gradient_checkpointing)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """``torch.compile`` of every block, in place; state-dict names stay, and new clip lengths compile nothing new.
@@ -204,7 +202,7 @@ class SignHiera(nn.Module):
         if not clips:
             return []
         for i, clip in enumerate(clips):
-            self._check_clip(i, clip)
+            self.check_clip(i, clip)
         order = sorted(range(len(clips)), key=lambda i: -clips[i].shape[1])
         lengths = [clips[i].shape[1] // self.temporal_stride for i in order]
         groups = [Group(lengths.count(n), n * self.layout.units) for n in sorted(set(lengths), reverse=True)]
@@ -212,8 +210,7 @@ class SignHiera(nn.Module):
         first = clips[0]
         zeros = first.new_zeros(1, self.in_chans, *self.input_size[1:])
         frames = torch.cat([zeros, *(clips[i].transpose(0, 1) for i in order)])  # (1 + all frames) x in_chans x H x W
-        conv = self.patch_embed.proj
-        windows = window_frames(lengths, conv.kernel_size[0], conv.stride[0], conv.padding[0]).to(first.device)
+        windows = self.patch_embed.windows(lengths).to(first.device)
         steps = torch.cat([torch.arange(n) for n in lengths]).to(first.device)
 
         x = self._run_local(frames, windows, steps, groups)
@@ -238,7 +235,7 @@ class SignHiera(nn.Module):
         Raises:
             ModuleShapeError: shapes that do not fit, or padding that leaves no time step.
         """
-        kept = self._kept_steps(video, padding)
+        kept = self.kept_steps(video, padding)
         stride = self.temporal_stride
         features = self.encode_clips([clip[:, : n * stride] for clip, n in zip(video, kept, strict=True)])
         steps = video.shape[2] // stride
@@ -270,7 +267,7 @@ class SignHiera(nn.Module):
                 parts.append(self.run_blocks(x, [Group(1, len(x))], local))  # local blocks do not look at clips
             return torch.cat(parts)
 
-    def _kept_steps(self, video: Tensor, padding: Tensor | None) -> list[int]:
+    def kept_steps(self, video: Tensor, padding: Tensor | None) -> list[int]:
         if video.ndim != 5 or len(video) == 0:
             raise ModuleShapeError(f"expected a video batch (B, channels, frames, height, width); got {shape(video)}")
         steps, rest = divmod(video.shape[2], self.temporal_stride)
@@ -293,7 +290,7 @@ class SignHiera(nn.Module):
                 )
         return kept
 
-    def _check_clip(self, i: int, clip: Tensor) -> None:
+    def check_clip(self, i: int, clip: Tensor) -> None:
         frames, *size = self.input_size
         if clip.ndim != 4 or clip.shape[0] != self.in_chans or list(clip.shape[2:]) != size:
             raise ModuleShapeError(

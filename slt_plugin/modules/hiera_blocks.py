@@ -9,14 +9,15 @@ Attention always gets tensors of rank 4: PyTorch's fused kernels (flash, memory-
 tensors of rank 5 with the unfused one, several times slower and with the whole score matrix in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from slt_plugin.modules.hiera_layout import Group, pool
+from slt_plugin.modules.hiera_layout import Group, pool, window_frames
 
 NORM_EPS = 1e-6
 # CUDA's attention kernels put the batch in a grid axis of at most 65535; 21 full clips have more mask units
@@ -59,14 +60,25 @@ class PatchEmbed(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Frames of each time step (N, kernel[0], in_chans, H, W) -> (N, H', W', dim)."""
+        return self._convolve(windows, self.proj.padding[1:])
+
+    def units(self, windows: Tensor) -> Tensor:
+        """The same for parts of frames that have what lies around them with them: no padding is added."""
+        return self._convolve(windows, (0, 0))
+
+    def windows(self, steps: Sequence[int]) -> Tensor:
+        """Which frames each time step of packed clips reads, see ``window_frames``."""
+        return window_frames(steps, self.proj.kernel_size[0], self.proj.stride[0], self.proj.padding[0])
+
+    def _convolve(self, windows: Tensor, padding: Sequence[int]) -> Tensor:
         weight = self.proj.weight.transpose(1, 2).flatten(1, 2)  # dim x (kernel[0] * in_chans) x kh x kw
         x = windows.flatten(1, 2).to(weight.dtype)
         stride = self.proj.stride[1:]
-        if self.proj.kernel_size[1:] == stride and not any(self.proj.padding[1:]):
+        if self.proj.kernel_size[1:] == stride and not any(padding):
             # patches that do not overlap: one matrix product, whose gradient is several times faster on a CPU
             patches = x.unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))  # N x C x H' x kh x W' x kw
             return F.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3), weight.flatten(1), self.proj.bias)
-        x = F.conv2d(x, weight, self.proj.bias, stride, self.proj.padding[1:])
+        x = F.conv2d(x, weight, self.proj.bias, stride, tuple(padding))
         return x.permute(0, 2, 3, 1)
 
 
@@ -171,3 +183,17 @@ class HieraBlock(nn.Module):
         for name in ("before_attention", "after_attention"):
             piece = torch.compile(getattr(self, name), dynamic=True, fullgraph=True, backend=backend)
             setattr(self, name, piece)
+
+
+def run_blocks(blocks: Iterable[HieraBlock], x: Tensor, groups: Sequence[Group], *, recompute: bool) -> Tensor:
+    """Packed mask units (N, S, C) through blocks in a row.
+
+    Args:
+        recompute: recompute each block in the backward pass instead of keeping its activations.
+    """
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, groups, use_reentrant=False)
+        else:
+            x = block(x, groups)
+    return x
