@@ -240,6 +240,27 @@ build_corpus() {
         run python manifests/fingerspelling_video.py "$DATA" --out "$VIDEO_DATA"
 }
 
+# pretrain: a masked autoencoder on the track's videos, in $OUT/mae. An interrupted run goes on from its last checkpoint.
+pretrain() {
+    local config=slt_plugin/config/pretrain name=mae_tiny_cpu
+    local INPUTS=("$MANIFESTS/train.tsv" "$MANIFESTS/valid.tsv" "$config/_base.yaml" "$config/_sign_mae.yaml"
+        "$config/$name.yaml" "$config/experiment/$name.yaml")
+    mkdir -p "$OUT/mae"
+    once "$OUT/mae/trained" fairseq-hydra-train --config-dir "$config" --config-name "$name" \
+        common.user_dir=slt_plugin "task.data=$MANIFESTS" "common.seed=$SEED" "checkpoint.save_dir=$OUT/mae"
+}
+
+# train_track FOLDER [OVERRIDE...]: `train`; on the video track from an encoder that is pretrained first.
+train_track() {
+    if [ "$TRACK" = video ]; then
+        step "video: pretraining without texts ($OUT/mae)"
+        pretrain
+        set -- "$@" "model.signhiera_pretrained=$OUT/mae/checkpoint_best.pt"
+    fi
+    step "$TRACK: training ($OUT)"
+    train "$@"
+}
+
 # train FOLDER [OVERRIDE...]: training on the manifests in FOLDER with the stock command. An interrupted run goes on
 # from its last checkpoint.
 train() {

@@ -55,7 +55,7 @@ def describe(folder: Path) -> dict[str, str]:
     """Row title -> cell of one run. Raises IncompleteRunError."""
     cells = {}
     for split in SPLITS:
-        scores = json.loads(_read(folder / f"scores-{split}.json"))["metrics"]
+        scores = read_scores(folder, split)
         cells |= {f"{title} {split}": f"{scores[name]:.2f}" for name, title in METRICS.items()}
     log = _read(folder / "train.log")
     parameters = PARAMETERS.findall(log)
@@ -71,6 +71,11 @@ def describe(folder: Path) -> dict[str, str]:
         "checkpoint": f"{checkpoint.stat().st_size / 1e6:.0f} MB",
         "training clips/s": f"{statistics.median(speeds):.0f}",
     }
+
+
+def read_scores(folder: Path, split: str) -> dict[str, float]:
+    """Metrics of one run on one manifest. Raises IncompleteRunError."""
+    return json.loads(_read(folder / f"scores-{split}.json"))["metrics"]
 
 
 def table(columns: dict[str, dict[str, str]]) -> list[str]:

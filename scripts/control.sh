@@ -27,8 +27,7 @@ use_track "$track"
 step "corpus ($MANIFESTS), texts shuffled ($OUT/shuffled)"
 build_corpus
 run python scripts/shuffle_texts.py "$MANIFESTS" --out "$OUT/shuffled" --splits train valid --seed "$SEED"
-step "training ($OUT)"
-train "$OUT/shuffled" "task.media_root=$MANIFESTS"
+train_track "$OUT/shuffled" "task.media_root=$MANIFESTS"
 step "generation and scores: the true test set"
 evaluate test
 end_step

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to scored English, on two tracks: real fingerspelling poses, and small videos rendered from them. For each:
-# corpus, training, generation, scores. --fast skips the videos.
+# corpus, training (of the videos' encoder first without texts), generation, scores. --fast skips the videos.
 # Two CPU cores and 4 GB of memory are enough. Finished steps are skipped when it runs again; an interrupted training
 # goes on. Settings are environment variables: PYTHON VENV CONSTRAINTS SEED DATA RUN VIDEO_DATA VIDEO_RUN
 # (scripts/common.sh explains them).
@@ -25,8 +25,7 @@ for track in $TRACKS; do
     use_track "$track"
     step "$track: corpus ($MANIFESTS)"
     build_corpus
-    step "$track: training ($OUT)"
-    train "$MANIFESTS"
+    train_track "$MANIFESTS"
     for split in test test_unseen; do
         step "$track: generation and scores: $split"
         evaluate "$split"
@@ -48,7 +47,7 @@ Done in $SECONDS s.
   scores        $RUN/scores-test.json, scores-test_unseen.json
 END
 [ "$TRACKS" = pose ] || cat <<END
-  raw video     the same in $VIDEO_DATA and $VIDEO_RUN
+  raw video     the same in $VIDEO_DATA and $VIDEO_RUN; the pretrained encoder in $VIDEO_RUN/mae
 END
 cat <<END
 How to go on

@@ -17,6 +17,7 @@ from slt_plugin.data.manifest import Row, read_manifest, write_manifest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import ablation_table  # noqa: E402
 import compare_tracks  # noqa: E402
 import shuffle_texts  # noqa: E402
 
@@ -72,13 +73,13 @@ def test_syntax(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "control.sh", "test.sh"])
+@pytest.mark.parametrize("name", ["quickstart.sh", "control.sh", "ablation.sh", "test.sh"])
 def test_help_costs_nothing(name):
     run = subprocess.run(["bash", str(SCRIPTS / name), "--help"], capture_output=True, text=True, check=True)
     assert len(run.stdout.splitlines()) >= 2
     assert "set -" not in run.stdout  # the comment only, all of it
     if name != "test.sh":
-        assert "VIDEO_RUN" in run.stdout
+        assert "VIDEO_DATA" in run.stdout
 
 
 def test_a_wrong_python_is_refused_with_the_way_out(shell, tmp_path):
@@ -206,6 +207,8 @@ def test_wrong_settings_stop_before_any_work(shell):
         run = subprocess.run(["bash", str(SCRIPTS / name), "--seed", "2"], capture_output=True, text=True, check=False)
         assert run.returncode == 1
         assert "SEED=2 bash scripts/" in run.stderr
+    run = subprocess.run(["bash", str(SCRIPTS / "ablation.sh"), "3"], capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and "SEEDS='1 2' bash scripts/ablation.sh" in run.stderr
     command = ["bash", str(SCRIPTS / "control.sh"), "--track", "sound"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 1
@@ -273,6 +276,21 @@ def test_compare_tracks(tmp_path, capsys):
     assert "The videos are synthetic" in out
     assert compare_tracks.main([f"pose={pose}"]) == 0
     assert "synthetic" not in capsys.readouterr().out
+
+
+def test_ablation_table(tmp_path, capsys):
+    for name, bleu in (("a", 10.0), ("b", 14.0), ("c", 3.0)):
+        (tmp_path / name).mkdir()
+        for split in compare_tracks.SPLITS:
+            scores = {"metrics": {"bleu4": bleu, "chrf": 2 * bleu}}
+            (tmp_path / name / f"scores-{split}.json").write_text(json.dumps(scores))
+    words = [f"two={tmp_path / 'a'},{tmp_path / 'b'}", f"one={tmp_path / 'c'}"]
+    assert ablation_table.main(words) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["", "two", "one"] and ["BLEU-4 test", "12.00 ± 2.83", "3.00"] in lines
+    assert ["chrF test_unseen", "24.00 ± 5.66", "6.00"] in lines and ["runs", "2", "1"] in lines
+    assert ablation_table.main([f"gone={tmp_path / 'd'}"]) == 1
+    assert "scores-test.json: No such file" in capsys.readouterr().err
 
 
 def test_compare_tracks_names_what_is_missing(tmp_path, capsys):
