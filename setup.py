@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "slt_plugin/__init__.py").read_text())[1]
 
 COMMANDS = {
+    "slt-pretrain": "pretrain",
     "slt-extract": "extract",
     "slt-finetune": "finetune",
     "slt-evaluate": "evaluate",

@@ -13,7 +13,7 @@ from sonar_helpers import DIM, FEATURES, SPM, make_fake_release
 from test_task import setup
 
 from slt_plugin.cli import extract
-from slt_plugin.cli.finetune import CONFIGS
+from slt_plugin.cli.training import CONFIGS
 from slt_plugin.criterions.sonar_distillation import SonarDistillationConfig
 from slt_plugin.models.sonar import SonarTranslatorConfig
 
@@ -77,7 +77,7 @@ def train_student(
     given = [word.split("=")[0] for word in overrides]
     small = [word for word in small if word.split("=")[0] not in given]
     hydra_init(config)
-    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+    with initialize_config_dir(str(CONFIGS / "finetune"), version_base="1.1"):
         cfg = compose(config, overrides=[
             f"task.data={corpus}", f"task.codec_path={release / SPM}", f"task.teacher={teacher}",
             f"checkpoint.save_dir={save_dir}", *small, *overrides,

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import slt_plugin.tasks  # noqa: F401
-from slt_plugin.cli.finetune import CONFIGS
+from slt_plugin.cli.training import CONFIGS
 from slt_plugin.common.errors import SltError
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import read_manifest, write_manifest
@@ -44,7 +44,7 @@ def model_config(**options):
 def run_training(corpus, spm, save_dir, *overrides):
     """fairseq's own training loop on the quickstart's configuration, in this process."""
     hydra_init("fingerspelling_pose")
-    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+    with initialize_config_dir(str(CONFIGS / "finetune"), version_base="1.1"):
         cfg = compose("fingerspelling_pose", overrides=[
             f"task.data={corpus}", f"task.codec_path={spm}", f"checkpoint.save_dir={save_dir}", "dataset.num_workers=0",
             "+model.encoder_layers=1", "+model.decoder_layers=1", "lr_scheduler.warmup_updates=1", *overrides,

@@ -177,7 +177,7 @@ def test_resume_equals_no_interruption(video_corpus, spm_model, tmp_path, worker
     options = (
         *OVERRIDES, f"dataset.num_workers={workers}", "task.video_randaugment_ops=2", "task.video_crop=4",
         "task.video_flip=0.5", "lr_scheduler._name=fixed", "~lr_scheduler.warmup_updates", "dataset.max_tokens=200",
-        "optimizer._name=adam_layer_decay", "model.signhiera_lr_decay=0.7", "model.signhiera_drop_path=0.2",
+        "optimizer._name=adam_groups", "model.signhiera_lr_decay=0.7", "model.signhiera_drop_path=0.2",
     )  # fmt: skip
     for name, stops in (("once", (8,)), ("twice", (3, 8))):
         for updates in stops:

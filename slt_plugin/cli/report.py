@@ -1,4 +1,4 @@
-"""slt-report neighbours | compare: embeddings and scores side by side.
+"""slt-report neighbours | compare | reconstruct: embeddings and scores side by side, reconstructions to look at.
 
 A further report is a function `_add_<name>` in ADDERS that declares its arguments and, with `run`, what they start.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slt_plugin.cli.progress import progress
+from slt_plugin.cli.reconstruct import add_reconstruct
 from slt_plugin.common.errors import SltError
 from slt_plugin.report.published import PUBLISHED
 
@@ -71,7 +72,7 @@ def _named_file(word: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-ADDERS: tuple[Callable, ...] = (_add_neighbours, _add_compare)
+ADDERS: tuple[Callable, ...] = (_add_neighbours, _add_compare, add_reconstruct)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What ``slt-finetune`` checks before a training starts, and how it explains errors of Hydra and fairseq's configs."""
+"""What ``slt-pretrain`` and ``slt-finetune`` check before a training, and how a configuration's errors read."""
 
 import tempfile
 from collections.abc import Sequence
@@ -16,11 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from slt_plugin.cli.errors import one_line
 from slt_plugin.common.messages import did_you_mean
 from slt_plugin.models.errors import OptionError
-from slt_plugin.models.sign_to_text import PRESETS
-from slt_plugin.models.sonar import SonarTranslatorConfig
 
 GROUPS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
-OUR_MODELS = {**PRESETS, "sonar_translator": SonarTranslatorConfig}
+
+
+def our_models() -> dict[str, type]:
+    """Name -> dataclass of the models that this package has registered, in that order."""
+    return {name: cls for name, cls in MODEL_DATACLASS_REGISTRY.items() if cls.__module__.startswith("slt_plugin.")}
 
 
 def check_overrides(overrides: Sequence[Override]) -> None:
@@ -48,8 +50,8 @@ def check_name(group: str, name: str) -> None:
     """Raises OptionError where fairseq has no ``group`` (task, model, ...) of that name registered."""
     known = _registered(group)
     if name not in known:
-        # of fairseq's hundreds of models only ours fit our task
-        shown = list(OUR_MODELS) if group == "model" else sorted(known)
+        # of fairseq's hundreds of models only ours fit our tasks
+        shown = list(our_models()) if group == "model" else sorted(known)
         hint = did_you_mean(name, shown) or did_you_mean(name, known)
         raise OptionError(
             f"{group}._name={name} is not registered{hint}{' ' if hint else '; '}{group}s: {', '.join(shown)}"
@@ -144,7 +146,7 @@ def _group_of(dataclass: type | None) -> str | None:
 def _options(group: str) -> set[str]:
     """Every option that some class of the group has."""
     if group in GROUPS:
-        classes = OUR_MODELS.values() if group == "model" else _registries(group).values()
+        classes = our_models().values() if group == "model" else _registries(group).values()
         return {field.name for dataclass in classes if dataclass is not None for field in fields(dataclass)}
     default = _fairseq_default(group)
     return set(default) if OmegaConf.is_dict(default) else set()

@@ -1,6 +1,6 @@
 """Raw video as a source: the sliding windows of a row, decoded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 from slt_plugin.data import video
 from slt_plugin.data.errors import DataError, naming_file, naming_row
 from slt_plugin.data.manifest import Row, resolve_path
-from slt_plugin.data.sampling import Window, sliding_windows
+from slt_plugin.data.sampling import Window, random_window, sliding_windows
 from slt_plugin.data.segments import check_num_frames, known_frames
 from slt_plugin.data.transforms import VideoAugment, augment_clip
 
@@ -49,6 +49,17 @@ class ClipOptions:
             sampling_rate=self.sampling_rate,
             target_fps=self.target_fps,
             stride=self.stride,
+        )
+
+    def random_window(self, num_video_frames: int, fps: float, rng: np.random.Generator) -> Window:
+        """One clip at a random place of a video; ``stride`` and ``truncate`` have no part in it."""
+        return random_window(
+            num_video_frames,
+            fps,
+            num_frames=self.num_frames,
+            sampling_rate=self.sampling_rate,
+            target_fps=self.target_fps,
+            rng=rng,
         )
 
 
@@ -93,26 +104,39 @@ class VideoSource:
         augment = self.options.augment
         with naming_row(row.id):
             windows = self._windows_of_file(row)
-            frames = self._decode(row, windows, self.options.size + (augment.crop if rng is not None else 0))
+            frames = self.decode(row, windows, self.options.size + (augment.crop if rng is not None else 0))
         if rng is not None:
             frames = augment_clip(frames, self.options.size, augment, rng)
         return Clips(frames, tuple(window.kept_frames for window in windows))
 
     def clips(self, row: Row) -> Iterator[Tensor]:
-        """The clips of `load` one by one, (T, 3, size, size) uint8, so that a long video is never in memory as a whole."""
+        """The clips of `load` one by one, (T, 3, size, size) uint8: a long video is never in memory as a whole."""
         with naming_row(row.id):
             for window in self._windows_of_file(row):
-                yield self._decode(row, [window], self.options.size)
+                yield self.decode(row, [window], self.options.size)
 
-    def _windows_of_file(self, row: Row) -> list[Window]:
+    def known_length(self, row: Row) -> tuple[int, float]:
+        """Frames of the row and their rate, from its own fields where they tell, else from the file."""
+        with naming_row(row.id):
+            with naming_file(row.path):
+                frames, rate = known_frames(row), row.fps
+            if frames is None or rate is None:
+                path = resolve_path(row, self.root)
+                info = video.probe(path, row.start, row.end, fps=row.fps)
+                frames, rate = info.num_frames, _rate(path, info.fps)
+            return frames, rate
+
+    def file_length(self, row: Row) -> tuple[int, float]:
+        """Frames of the row and their rate as the file has them. Raises DataError where the row says otherwise."""
         path = resolve_path(row, self.root)
         info = video.probe(path, row.start, row.end, fps=row.fps)
         rate = _rate(path, info.fps)
         with naming_file(path):
             check_num_frames(row, info.num_frames, rate)
-        return self._kept(self.options.windows(info.num_frames, rate))
+        return info.num_frames, rate
 
-    def _decode(self, row: Row, windows: list[Window], size: int) -> Tensor:
+    def decode(self, row: Row, windows: Sequence[Window], size: int) -> Tensor:
+        """The kept frames of the windows, one behind the other, in one pass: (F, 3, size, size) uint8."""
         decoded = video.decode_clip(
             resolve_path(row, self.root),
             row.start,
@@ -124,17 +148,15 @@ class VideoSource:
         )
         return decoded.frames.permute(0, 3, 1, 2)
 
+    def _windows_of_file(self, row: Row) -> list[Window]:
+        return self._kept(self.options.windows(*self.file_length(row)))
+
     def _kept(self, windows: list[Window]) -> list[Window]:
         return windows[: self.options.truncate or None]
 
     def _windows(self, row: Row) -> list[Window]:
+        frames, rate = self.known_length(row)
         with naming_row(row.id):
-            with naming_file(row.path):
-                frames, rate = known_frames(row), row.fps
-            if frames is None or rate is None:
-                path = resolve_path(row, self.root)
-                info = video.probe(path, row.start, row.end, fps=row.fps)
-                frames, rate = info.num_frames, _rate(path, info.fps)
             return self.options.windows(frames, rate)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset, data_utils
+from fairseq.data import data_utils
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -14,6 +14,7 @@ from slt_plugin.common.messages import listing
 from slt_plugin.data.clips import Clips, VideoSource
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
+from slt_plugin.data.manifest_dataset import ManifestDataset
 from slt_plugin.data.sources import Source
 from slt_plugin.data.teacher import TeacherEmbeddings
 
@@ -32,7 +33,7 @@ def _encode(row: Row, encode: Callable[[str], Tensor]) -> Tensor:
         raise DataError(f"row {row.id}: {error}") from error
 
 
-class SignDataset(FairseqDataset):
+class SignDataset(ManifestDataset):
     """Rows of a manifest as samples; batches are filled by source length.
 
     Args:
@@ -70,15 +71,14 @@ class SignDataset(FairseqDataset):
         max_clips: int = 0,
         teacher: TeacherEmbeddings | None = None,
     ):
+        super().__init__(training=training, decodes_video=isinstance(source, VideoSource))
         self.rows = rows
         self.source = source
         self.pad, self.eos = pad, eos
-        self.training, self.decoding = training, decoding
+        self.decoding = decoding
         self.seed = seed
         self.max_steps, self.max_clips = max_steps, max_clips
         self.teacher = teacher
-        self.epoch = 1
-        self.reads_media = True  # False: batches are empty (see `SignToTextTask.load_dataset`)
         self.prefix_tokens = np.array(language_ids, dtype=np.int64) if language_is_prefix else None
         starts = [eos] * len(rows) if language_ids is None or language_is_prefix else language_ids
         self.start_tokens = np.array(starts, dtype=np.int64)
@@ -96,25 +96,8 @@ class SignDataset(FairseqDataset):
             self.targets = [None if target is None else torch.cat([prefix, target]) for prefix, target in pairs]
         self.target_lengths = np.array([0 if t is None else len(t) for t in self.targets], dtype=np.int64)
 
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        # fairseq would keep epoch 1's shuffle and worker processes for ever, and a resumed run could not repeat that
-        return not self.training
-
-    @property
-    def supports_fetch_outside_dataloader(self) -> bool:
-        """Whether fairseq's trainer may read the first batch in the main process, as stand-in for ranks without one.
-
-        Not before training, where it would decode video (or, in the dry run, get an empty batch that it keeps): the
-        trainer then takes the first batch that it trains on.
-        """
-        return self.reads_media and (self.clip_counts is None or not self.training)
-
     def __len__(self) -> int:
         return len(self.rows)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict | None:
         if not self.reads_media:

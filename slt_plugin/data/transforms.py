@@ -58,6 +58,11 @@ def normalise(frames: Tensor) -> Tensor:
     return frames.float().div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
 
+def denormalise(pixels: Tensor) -> Tensor:
+    """The nearest uint8 pixels of what `normalise` gave, or a model in its place."""
+    return (pixels.float() * PIXEL_STD + PIXEL_MEAN).mul(255).round().clamp(0, 255).byte()
+
+
 class _RandAugment(v2.RandAugment):
     """torchvision's RandAugment with draws of its own generator.
 

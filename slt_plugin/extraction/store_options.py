@@ -32,6 +32,25 @@ _TEXTS = ("checkpoint", "variant", "media_root", "out_manifest", "device", "stag
 _NEEDED_TEXTS = ("manifest", "out")
 
 
+def choose_device(name: str | None) -> torch.device:
+    """A device by its name; None: a GPU where there is one.
+
+    Raises:
+        OptionError: one that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError(f"device={name}: give cuda, cuda:NUMBER or cpu") from None
+    if device.type not in ("cuda", "cpu"):
+        raise OptionError(f"device={name}: give cuda, cuda:NUMBER or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs (slt-doctor tells why)")
+    return device
+
+
 @dataclass(frozen=True)
 class StoreOptions:
     """See config/generate/extract.yaml, whose keys these are. ``checkpoint`` is not needed to merge.
@@ -121,19 +140,7 @@ class StoreOptions:
 
     def choose_device(self) -> torch.device:
         """Raises OptionError for one that is not there."""
-        if self.device is None:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise OptionError(f"device={self.device}: give cuda, cuda:NUMBER or cpu") from None
-        if device.type not in ("cuda", "cpu"):
-            raise OptionError(f"device={self.device}: give cuda, cuda:NUMBER or cpu")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise OptionError(
-                f"device={self.device}: torch sees {torch.cuda.device_count()} GPUs (slt-doctor tells why)"
-            )
-        return device
+        return choose_device(self.device)
 
 
 @dataclass(frozen=True)

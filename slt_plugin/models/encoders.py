@@ -50,8 +50,7 @@ class SourceEncoderConfig(FairseqDataclass):
     signhiera_lr_decay: float = field(
         default=1.0,
         metadata={
-            "help": "learning rate of each block of the SignHiera over that of the next; with optimizer "
-            "adam_layer_decay"
+            "help": "learning rate of each block of the SignHiera over that of the next; with optimizer adam_groups"
         },
     )
     signhiera_drop_path: float = field(default=0.0, metadata={"help": "DropPath rate of its trained blocks"})

@@ -14,7 +14,7 @@ from slt_plugin.checkpoints.sonar_text import SonarTextSize, build_text_decoder
 from slt_plugin.models.encoders import SourceEncoderConfig, build_source_encoder
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.freezing import Freezing
-from slt_plugin.models.layer_decay import scale_lr
+from slt_plugin.models.parameter_groups import scale_lr
 from slt_plugin.modules.padding import lengths_to_padding_mask
 from slt_plugin.modules.sonar import SonarEncoder, SonarEncoderSize
 
@@ -47,7 +47,7 @@ class SonarTranslatorConfig(SourceEncoderConfig):
         default="",
         metadata={
             "help": "learning rates of parts over that of the run, e.g. 'source_encoder=0.1,text_decoder=0.01'; with "
-            "optimizer adam_layer_decay"
+            "optimizer adam_groups"
         },
     )
     max_target_positions: int = II("task.max_target_positions")

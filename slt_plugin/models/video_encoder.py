@@ -8,7 +8,7 @@ from slt_plugin.checkpoints.importer import load_sign_hiera
 from slt_plugin.common.messages import did_you_mean
 from slt_plugin.data.transforms import normalise
 from slt_plugin.models.errors import OptionError
-from slt_plugin.models.layer_decay import set_lr_scales
+from slt_plugin.models.parameter_groups import set_lr_scales
 from slt_plugin.modules.hiera import VARIANTS, SignHiera
 from slt_plugin.modules.hiera_finetuning import freeze_all_but_last, layer_groups, layer_rates
 from slt_plugin.modules.padding import lengths_to_padding_mask

@@ -4,11 +4,17 @@ import logging
 from dataclasses import fields
 from pathlib import Path
 
+from slt_plugin.criterions.retrieval import NAMES as RETRIEVAL
 from slt_plugin.data.dataset import SignDataset, name_rows
 from slt_plugin.data.errors import DataError
 from slt_plugin.models.errors import OptionError
-from slt_plugin.models.layer_decay import NAME as LAYER_DECAY
-from slt_plugin.models.layer_decay import has_lr_scales, lr_scale
+from slt_plugin.models.parameter_groups import NAME as ADAM_GROUPS
+from slt_plugin.models.parameter_groups import (
+    has_lr_scales,
+    has_weight_decay_scales,
+    lr_scale,
+    weight_decay_scale,
+)
 from slt_plugin.models.sign_to_text import SignToTextConfig
 
 logger = logging.getLogger(__name__)
@@ -23,6 +29,9 @@ HIGHER_IS_BETTER = {
     "nll_loss": False,
     "ppl": False,
     "mse": False,
+    "loss_mae": False,
+    "loss_contrastive": False,
+    **{name: not name.endswith("_rank") for name in RETRIEVAL},
 }
 OF_A_TEACHER = ("r1", "cosine", "mse")
 MAX_UNKNOWN = 0.1  # share of unknown tokens in the training texts
@@ -30,7 +39,7 @@ MAX_UNKNOWN = 0.1  # share of unknown tokens in the training texts
 
 def check_best_metric(cfg) -> None:
     """Raises OptionError where the best checkpoint would be chosen by nothing, or would be the worst."""
-    metric, maximize = cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric
+    metric = cfg.best_checkpoint_metric
     if metric in ("bleu", "chrf") and not cfg.eval_bleu:
         raise OptionError(
             f"task.eval_bleu=false leaves no {metric} to choose the best checkpoint by: set "
@@ -41,6 +50,12 @@ def check_best_metric(cfg) -> None:
             f"checkpoint.best_checkpoint_metric={metric} is known of criterion sonar_distillation alone, which needs "
             "task.teacher: set it, or choose another metric"
         )
+    check_best_direction(cfg)
+
+
+def check_best_direction(cfg) -> None:
+    """Raises OptionError where the worst checkpoint would be kept as the best."""
+    metric, maximize = cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric
     if HIGHER_IS_BETTER.get(metric, maximize) != maximize:
         raise OptionError(
             f"checkpoint.best_checkpoint_metric={metric} needs checkpoint.maximize_best_checkpoint_metric="
@@ -71,15 +86,19 @@ def check_video_encoder(cfg) -> None:
         )
 
 
-def check_lr_scales(model, optimizer) -> None:
-    """Raises OptionError where the optimizer would ignore ``model.signhiera_lr_decay`` or ``model.lr_scales``."""
-    wanted = {lr_scale(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    if wanted - {1.0} and not has_lr_scales(optimizer):
+def check_parameter_groups(model, optimizer) -> None:
+    """Raises OptionError where the optimizer would ignore marks of the model's parameters (`parameter_groups`)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    remedy = f"optimizer._name={ADAM_GROUPS}, and with common.fp16 also common.fp16_no_flatten_grads=true"
+    if any(lr_scale(parameter) != 1 for parameter in trained) and not has_lr_scales(optimizer):
         names = ("signhiera_lr_decay", "lr_scales")
         given = [f"model.{name}={getattr(model.cfg, name)}" for name in names if hasattr(model.cfg, name)]
+        raise OptionError(f"{' and '.join(given)} needs {remedy}")
+    exempt = [parameter for parameter in trained if weight_decay_scale(parameter) != 1]
+    if exempt and not has_weight_decay_scales(optimizer):
         raise OptionError(
-            f"{' and '.join(given)} needs optimizer._name={LAYER_DECAY}, and with common.fp16 also "
-            "common.fp16_no_flatten_grads=true"
+            f"optimizer.weight_decay would decay biases, norms and position embeddings as well ({len(exempt)} "
+            f"parameters): it needs {remedy}"
         )
 
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from omegaconf import II, MISSING
+from fairseq.dataclass import ChoiceEnum
+from omegaconf import II
 
-from slt_plugin.data.clips import ClipOptions, VideoSource
+from slt_plugin.data.clips import VideoSource
 from slt_plugin.data.pose import PoseAugment, PoseOptions
 from slt_plugin.data.sources import FeatureSource, PoseSource, Source
-from slt_plugin.data.transforms import VideoAugment
 from slt_plugin.models.errors import OptionError
+from slt_plugin.tasks.manifest_task import VIDEO_OPTIONS, ManifestTaskConfig, clip_options
 from slt_plugin.text.codec import CODEC_KINDS
 from slt_plugin.text.languages import MBART_CC25
 
@@ -32,31 +32,17 @@ SOURCE_OPTIONS = (
 )
 # the options that one kind of source alone has a use for
 _AUGMENT_POSE = ("speed", "rotation", "scale", "shear", "noise", "frame_drop", "landmark_drop")
-_AUGMENT_VIDEO = ("randaugment_ops", "randaugment_magnitude", "crop", "flip")
 OPTIONS_OF = {
     "pose": ("pose_parts", "pose_normalise", "step_frames", *(f"augment_{name}" for name in _AUGMENT_POSE)),
     "features": ("feature_channels", "step_frames"),
-    "video": (
-        "clip_frames",
-        "clip_sampling_rate",
-        "clip_target_fps",
-        "clip_stride",
-        "clip_size",
-        "max_clips",
-        "truncate_clips",
-        *(f"video_{name}" for name in _AUGMENT_VIDEO),
-    ),
+    "video": (*VIDEO_OPTIONS, "clip_stride", "max_clips", "truncate_clips"),
 }
 
 
 @dataclass
-class SignToTextTaskConfig(FairseqDataclass):
+class SignToTextTaskConfig(ManifestTaskConfig):
     """Options of task ``sign_to_text``."""
 
-    data: str = field(default=MISSING, metadata={"help": "directory with train.tsv, valid.tsv, ... (manifests)"})
-    media_root: Optional[str] = field(
-        default=None, metadata={"help": "directory that manifest paths start from; default: the manifest's own"}
-    )
     # source
     source: ChoiceEnum(tuple(OPTIONS_OF)) = field(default="pose", metadata={"help": "what the manifest's files hold"})
     pose_parts: str = field(
@@ -74,23 +60,11 @@ class SignToTextTaskConfig(FairseqDataclass):
     augment_noise: float = field(default=0.0, metadata={"help": "training: landmark noise (std, shoulder widths)"})
     augment_frame_drop: float = field(default=0.0, metadata={"help": "training: share of frames dropped"})
     augment_landmark_drop: float = field(default=0.0, metadata={"help": "training: share of landmarks masked"})
-    clip_frames: int = field(default=128, metadata={"help": "video: sampled frames of a clip; the encoder's"})
-    clip_sampling_rate: int = field(
-        default=2, metadata={"help": "video: every n-th frame at clip_target_fps is sampled"}
-    )
-    clip_target_fps: float = field(
-        default=25.0, metadata={"help": "video: the rate at which clip_sampling_rate counts"}
-    )
     clip_stride: int = field(default=64, metadata={"help": "video: sampled frames from one clip's start to the next's"})
-    clip_size: int = field(default=224, metadata={"help": "video: side of the square frames in pixels; the encoder's"})
     max_clips: int = field(default=0, metadata={"help": "video: at most this many clips a batch; 0: no limit"})
     truncate_clips: int = field(
         default=0, metadata={"help": "video: keep at most this many clips of a row, from its start; 0: all"}
     )
-    video_randaugment_ops: int = field(default=0, metadata={"help": "training: RandAugment operations a clip; 0: none"})
-    video_randaugment_magnitude: int = field(default=7, metadata={"help": "training: their strength, 0 to 30"})
-    video_crop: int = field(default=0, metadata={"help": "training: random crops out of frames larger by this"})
-    video_flip: float = field(default=0.0, metadata={"help": "training: probability of mirroring left and right"})
     # text
     codec: ChoiceEnum(CODEC_KINDS) = field(default="sentencepiece", metadata={"help": "kind of vocabulary"})
     codec_path: Optional[str] = field(
@@ -127,15 +101,7 @@ class SignToTextTaskConfig(FairseqDataclass):
     eval_beam: int = field(default=1, metadata={"help": "beam of the validation's generation"})
     eval_max_len: int = field(default=200, metadata={"help": "longest validation hypothesis, in tokens"})
     eval_samples: int = field(default=3, metadata={"help": "rows whose hypothesis is logged at every validation"})
-    persistent_workers: bool = field(
-        default=False,
-        metadata={"help": "keep loader workers after their epoch, although the next one starts new ones"},
-    )
-    train_subset: str = II("dataset.train_subset")
     skip_invalid_size_inputs: bool = II("dataset.skip_invalid_size_inputs_valid_test")
-    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
-    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
-    seed: int = II("common.seed")
 
 
 def build_source(cfg: SignToTextTaskConfig, root: Path) -> Source:
@@ -149,16 +115,7 @@ def build_source(cfg: SignToTextTaskConfig, root: Path) -> Source:
             raise OptionError("task.feature_channels is not set: give the width C of the features (I3D: 1024)")
         return FeatureSource(root, channels=cfg.feature_channels, step=cfg.step_frames)
     if cfg.source == "video":
-        options = ClipOptions(
-            num_frames=cfg.clip_frames,
-            sampling_rate=cfg.clip_sampling_rate,
-            target_fps=cfg.clip_target_fps,
-            stride=cfg.clip_stride,
-            size=cfg.clip_size,
-            truncate=cfg.truncate_clips,
-            augment=VideoAugment(**{name: getattr(cfg, f"video_{name}") for name in _AUGMENT_VIDEO}),
-        )
-        return VideoSource(root, options)
+        return VideoSource(root, clip_options(cfg, stride=cfg.clip_stride, truncate=cfg.truncate_clips))
     parts = tuple(part.strip() for part in cfg.pose_parts.split(","))
     augment = PoseAugment(**{name: getattr(cfg, f"augment_{name}") for name in _AUGMENT_POSE})
     return PoseSource(

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 import torch
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import OmegaConf
 
 from slt_plugin.data.clips import VideoSource
@@ -19,11 +19,12 @@ from slt_plugin.models.errors import OptionError
 from slt_plugin.tasks.checks import (
     check_best_metric,
     check_ctc_lengths,
-    check_lr_scales,
+    check_parameter_groups,
     check_spelling,
     check_video_encoder,
 )
 from slt_plugin.tasks.feature_origin import FeatureOrigin
+from slt_plugin.tasks.manifest_task import ManifestTask
 from slt_plugin.tasks.options import (
     LANGUAGES,
     SOURCE_OPTIONS,
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 @register_task("sign_to_text", dataclass=SignToTextTaskConfig)
-class SignToTextTask(FairseqTask):
+class SignToTextTask(ManifestTask):
     """Trains and decodes models that read poses, features or raw video and write text.
 
     The vocabulary and the source options are task state: a checkpoint decodes by itself.
@@ -131,29 +132,14 @@ class SignToTextTask(FairseqTask):
 
     # data
 
-    def _manifest_directory(self) -> Path:
-        directory = Path(self.cfg.data)
-        if not directory.is_dir():
-            found = "is a file: give its directory" if directory.is_file() else "does not exist"
-            raise DataError(f"task.data={directory} {found}; expected a directory with train.tsv, valid.tsv, ...")
-        return directory
-
     def load_dataset(self, split: str, combine: bool = False, task_cfg=None, **kwargs) -> None:
         """Reads ``<data>/<split>.tsv``. Texts are required, except where ``fairseq-generate`` (task_cfg) decodes.
 
         Raises:
             DataError: the manifest or a language is missing or wrong; the message says how to mend it.
         """
-        if combine and split != self.cfg.train_subset:  # fairseq sets it for training, where we have one manifest
-            raise OptionError(
-                "dataset.combine_valid_subsets is not supported: write one manifest, or list several in "
-                "dataset.valid_subset"
-            )
-        directory = self._manifest_directory()
-        path = directory / f"{split}.tsv"
-        if not path.is_file():
-            found = ", ".join(sorted(p.stem for p in directory.glob("*.tsv"))) or "none"
-            raise DataError(f"{path} does not exist; manifests in {directory}: {found}")
+        self._refuse_combined(split, combine)
+        path = self._manifest(split)
         decoding = task_cfg is not None
         rows = read_manifest(path, require_text=not decoding)
         with_text = sum(row.text is not None for row in rows)
@@ -163,27 +149,14 @@ class SignToTextTask(FairseqTask):
                 f"{path}: {len(rows) - with_text} of {len(rows)} rows have no text (first: {first}), so a score would "
                 "leave them out: fill them in, or remove the text column to decode without scores"
             )
-        root = Path(self.cfg.media_root) if self.cfg.media_root else directory
         training = split == self.cfg.train_subset and not decoding
-        dataset = self.dataset_of(rows, root, path, training=training, decoding=decoding)
+        dataset = self.dataset_of(rows, self._media_root, path, training=training, decoding=decoding)
         if not decoding:
             check_spelling(path, dataset, self.codec.dictionary.unk())
             if self.ctc_stride is not None:
                 check_ctc_lengths(path, dataset, self.ctc_stride, self.cfg.augment_speed)
         self.datasets[split] = dataset
-        if combine:
-            # Only fairseq's trainer loads its training data like this. Before it trains, it iterates over all of the
-            # validation data in a dry run: that reads nothing, or raw video would be decoded for hours.
-            self._let_validation_read_media(False)
-
-    def begin_epoch(self, epoch: int, model) -> None:
-        super().begin_epoch(epoch, model)
-        self._let_validation_read_media(True)
-
-    def _let_validation_read_media(self, value: bool) -> None:
-        for dataset in self.datasets.values():
-            if not dataset.training:
-                dataset.reads_media = value
+        self._prepare_dry_run(combine)
 
     def dataset_of(
         self,
@@ -325,7 +298,7 @@ class SignToTextTask(FairseqTask):
         return criterion
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        check_lr_scales(model, optimizer)
+        check_parameter_groups(model, optimizer)
         output = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         model.drop_frozen_gradients(update_num, optimizer)  # so that they do not count in the gradient's norm
         return output

@@ -1,0 +1,113 @@
+"""What the commands that train have in common: fairseq's Hydra entry point with one of our config folders."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import slt_plugin
+from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
+from slt_plugin.cli.overrides import parse
+from slt_plugin.common.errors import SltError
+from slt_plugin.common.messages import did_you_mean
+from slt_plugin.models.errors import OptionError
+
+PACKAGE = Path(slt_plugin.__file__).parent
+CONFIGS = PACKAGE / "config"  # one folder for each command
+
+
+def config_names(folder: Path) -> list[str]:
+    """The experiments of a config folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def check_config_name(name: str, folder: Path) -> None:
+    """Refuses a name without a file: Hydra would take fairseq's bare defaults for it.
+
+    Raises:
+        OptionError: no such folder or experiment.
+    """
+    if not folder.is_dir():
+        raise OptionError(f"--config-dir {folder} does not exist")
+    if not (folder / f"{name.removesuffix('.yaml')}.yaml").is_file():
+        names = config_names(folder)
+        raise OptionError(
+            f"--config-name {name}: no such experiment in {folder}{did_you_mean(name, names)}; "
+            f"experiments: {', '.join(names) or 'none'}"
+        )
+
+
+def hydra_arguments(arguments: Sequence[str], folder: Path) -> list[str]:
+    """The command line for fairseq's Hydra entry point: ours plus config folder and user directory."""
+    words = list(arguments)
+    if not any(word.lstrip("+").startswith("common.user_dir=") for word in words):
+        # ranks that fairseq spawns import the plugin through it; Hydra wants all overrides side by side
+        first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
+        words.insert(first, f"common.user_dir='{PACKAGE}'")
+    if not any(word.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for word in words):
+        words = ["--config-dir", str(folder), *words]
+    return words
+
+
+def check_ranks(arguments: Sequence[str], gpus: int) -> None:
+    """Refuses what fairseq takes for success: it starts one process a GPU, so without GPUs none, and exits with 0.
+
+    Raises:
+        OptionError: an init method for several ranks, on a machine without GPUs, where fairseq is to start the ranks.
+    """
+    given = dict(word.lstrip("+").split("=", 1) for word in arguments if "=" in word and not word.startswith("-"))
+    method = given.get("distributed_training.distributed_init_method", "null")
+    no_spawn = given.get("distributed_training.distributed_no_spawn", "false").lower() == "true"
+    if gpus == 0 and method != "null" and not no_spawn:
+        raise OptionError(
+            "distributed_training.distributed_init_method without GPUs: fairseq would start no process and train "
+            "nothing. Start the ranks yourself (torchrun) with distributed_training.distributed_no_spawn=true"
+        )
+
+
+def train(command: str, usage: str | None, argv: Sequence[str] | None) -> int:
+    """Runs ``slt-<command>`` with the experiments of ``config/<command>``; the exit status.
+
+    Args:
+        usage: printed where no experiment is named.
+        argv: the words after the command; None: those of this process.
+    """
+    folder = CONFIGS / command
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not any(a.startswith(("--config-name", "-cn")) for a in arguments):
+        print(f"{usage}\nexperiments: {', '.join(config_names(folder))}")
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+
+    from hydra._internal.utils import get_args
+
+    words = hydra_arguments(arguments, folder)
+    options = get_args(words)
+    try:
+        if options.config_path is None:  # else Hydra looks in several places
+            check_config_name(options.config_name, Path(options.config_dir))
+        overrides = parse(options.overrides, sweep=options.multirun)
+    except EXPECTED_ERRORS as error:
+        return _failed(command, one_line(error))
+
+    import torch
+    from fairseq_cli.hydra_train import cli_main
+
+    import slt_plugin.tasks  # noqa: F401  registers everything
+    from slt_plugin.cli.training_options import check_overrides, explain
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit before the message below
+    sys.argv = [f"slt-{command}", *words]
+    try:
+        check_ranks(arguments, torch.cuda.device_count())
+        check_overrides(overrides)
+        cli_main()
+    except SltError as error:
+        return _failed(command, one_line(error))
+    except EXPECTED_ERRORS as error:
+        return _failed(command, explain(error, overrides))
+    return 0
+
+
+def _failed(command: str, message: str) -> int:
+    print(f"slt-{command}: {message}", file=sys.stderr)
+    return 1
