@@ -10,7 +10,9 @@ GPU. Memory is the peak of one forward and backward pass, on a CPU that of a pro
 
 Training: the real data path on videos that are made for it (--video-size, 8 to 16 s, H.264): a dataset of task
 sign_pretraining with two random clips a row, RandAugment and crops, loader workers, forward, backward, fairseq's Adam.
-Wall time; "data" is how long the step waits for its batch. Weights are random. Tables go to stdout, progress to stderr.
+Wall time; "data" is how long the step waits for its batch. On a GPU it is autocast to bf16 on float32 weights, while
+the recipes train bf16 weights with float32 copies (common.bf16): memory and optimiser differ from theirs.
+Weights are random. Tables go to stdout, progress to stderr.
 """
 
 import argparse

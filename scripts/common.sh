@@ -268,6 +268,10 @@ train() {
     shift
     local INPUTS=("$data/train.tsv" "$data/valid.tsv" "$DATA/char.model" "$config/_base.yaml"
         "$config/_sign_to_text.yaml" "$config/$name.yaml" "$config/experiment/$name.yaml")
+    local word
+    for word in "$@"; do # weights that another pretraining has made are another training
+        [[ "$word" != model.signhiera_pretrained=* ]] || INPUTS+=("${word#*=}")
+    done
     once "$OUT/trained" fairseq-hydra-train --config-dir "$config" --config-name "$name" \
         common.user_dir=slt_plugin "task.data=$data" "task.codec_path=$DATA/char.model" "common.seed=$SEED" \
         "checkpoint.save_dir=$OUT" "$@"

@@ -201,6 +201,23 @@ def test_once_runs_an_interrupted_command_again(shell, tmp_path):
     assert "done before" in shell(code).stdout
 
 
+def test_weights_of_another_pretraining_are_another_training(shell, tmp_path):
+    for name in ("_base", "_sign_to_text", "fingerspelling_video", "experiment/fingerspelling_video"):
+        path = tmp_path / "slt_plugin/config/finetune" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name in ("train.tsv", "valid.tsv", "char.model"):
+        (tmp_path / name).touch()
+    (tmp_path / "run").mkdir()
+    code = "fairseq-hydra-train() { echo trained; }; TRACK=video SEED=1 DATA=. OUT=run; train . " + (
+        "model.signhiera_pretrained=weights.pt"
+    )
+    for weights, text in (("one", "\ntrained\n"), ("one", "done before"), ("two", "results of other settings")):
+        (tmp_path / "weights.pt").write_text(weights)
+        run = shell(code)
+        assert text in run.stdout + run.stderr
+
+
 def test_wrong_settings_stop_before_any_work(shell):
     assert "SEED=one is no whole number" in shell("experiment_folders x", SEED="one").stderr
     for name in ("quickstart.sh", "control.sh"):

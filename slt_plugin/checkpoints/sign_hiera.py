@@ -1,7 +1,8 @@
 """SignHiera weights from any known checkpoint, and our own file with their provenance.
 
 Our file is a PyTorch file ``{"format": FORMAT, "variant": name, "model": state dict, "provenance": {...}}``; its state
-dict has the names of ``modules.hiera.SignHiera`` and only tensors that the source file held.
+dict has the names of ``modules.hiera.SignHiera`` and only tensors that the source file held. Where the source file was one
+of our trainings, ``"clips"`` says how this cut its videos.
 """
 
 import functools
@@ -53,6 +54,7 @@ LAYOUTS: tuple[tuple[str, str, KeyTable], ...] = (
     ("", r"blocks\.0\..+", HIERA_MAE),
 )
 TEMPORAL, HEAD = "pos_embed_temporal", "head.projection.weight"
+SAMPLING = ("clip_sampling_rate", "clip_target_fps")  # options of our tasks: every n-th frame at a rate
 
 
 class SignHieraFile(NamedTuple):
@@ -62,6 +64,7 @@ class SignHieraFile(NamedTuple):
     kept: names that the file lacks (norm and head of an autoencoder); a model keeps its initial values for them.
     notes: what differs from the source file, or from what it was trained as.
     provenance: of our own files; None for a foreign one, see ``describe``.
+    clips: how the training cut its videos (`SAMPLING`), where the file says so.
     """
 
     state: dict[str, Tensor]
@@ -70,6 +73,7 @@ class SignHieraFile(NamedTuple):
     kept: tuple[str, ...]
     notes: tuple[str, ...]
     provenance: Provenance | None
+    clips: Mapping[str, float]
 
 
 def load_sign_hiera(path: str | Path, variant: str | None = None, *, drop_path_rate: float = 0.0) -> SignHiera:
@@ -150,6 +154,8 @@ def import_sign_hiera(
         logger.warning("%s: the licence of these weights is not known; state it with --licence", path)
     state = {name: tensor.clone() for name, tensor in file.state.items()}  # not the storages they are views of
     content = {"format": FORMAT, "variant": file.variant, "model": state, "provenance": provenance.to_dict()}
+    if file.clips:
+        content["clips"] = dict(file.clips)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(out) as stream:
         torch.save(content, stream)
@@ -187,7 +193,20 @@ def _read_content(content: Mapping, variant: str | None) -> SignHieraFile:
     if broken:
         raise CheckpointError(f"{listing(broken)} hold values that are not finite: the file is damaged or diverged")
     project = provenance.project if provenance is not None else table.name
-    return SignHieraFile(state, variant, project, tuple(kept), tuple(notes), provenance)
+    return SignHieraFile(state, variant, project, tuple(kept), tuple(notes), provenance, _clips(content))
+
+
+def _clips(content: Mapping) -> dict[str, float]:
+    """What our own files, pretrainings and fine-tunings on video say of `SAMPLING`; nothing of other files."""
+    state = content.get("task_state")
+    places = [content, *([state] if isinstance(state, Mapping) else [])]
+    found = [place[name] for place in places for name in ("clips", "source") if isinstance(place.get(name), Mapping)]
+    return {
+        name: options[name]
+        for options in found
+        for name in SAMPLING
+        if isinstance(options.get(name), int | float) and options[name] > 0
+    }
 
 
 def _foreign_tensors(content: Mapping) -> tuple[dict[str, Tensor], KeyTable]:

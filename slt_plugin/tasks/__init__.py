@@ -14,7 +14,8 @@ import slt_plugin.models.sign_to_text
 import slt_plugin.models.sonar
 import slt_plugin.tasks.sign_pretraining
 import slt_plugin.tasks.sign_to_text  # noqa: F401
-from slt_plugin.checkpoints import mapped, safe
+from slt_plugin.checkpoints import half_precision, mapped, safe
 
+half_precision.install()
 mapped.install()
 safe.install()
