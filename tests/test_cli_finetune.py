@@ -113,6 +113,23 @@ def test_unknown_exceptions_keep_their_traceback(failing, monkeypatch):
         failing()
 
 
+def test_what_fairseq_hides_of_a_checkpoint_is_said(failing, monkeypatch):
+    """It puts an exception of its own in the place of whatever a model says of the checkpoint."""
+    import fairseq_cli.hydra_train
+
+    def broken():
+        try:
+            raise SltError("fc1.weight is (16, 8) in the checkpoint, (24, 8) here")
+        except SltError:
+            raise Exception("Cannot load model parameters from checkpoint a.pt; please")  # noqa: B904  as fairseq does
+
+    monkeypatch.setattr(fairseq_cli.hydra_train, "cli_main", broken)
+    assert failing() == (
+        "slt-finetune: Cannot load model parameters from checkpoint a.pt; please: fc1.weight is (16, 8) in the "
+        "checkpoint, (24, 8) here"
+    )
+
+
 def test_help_names_the_vocabulary_that_the_quickstart_makes(capsys):
     assert finetune.main(["--help"]) == 0
     out = capsys.readouterr().out

@@ -10,7 +10,7 @@ import torchvision
 from conftest import ROOT
 from extract_helpers import assert_same, contents, run, words, write_checkpoint, write_corpus, write_moving
 
-from slt_plugin.checkpoints.sign_hiera import load_sign_hiera
+from slt_plugin.checkpoints.sign_hiera import import_sign_hiera, load_sign_hiera
 from slt_plugin.cli import extract
 from slt_plugin.data import video
 from slt_plugin.data.manifest import Row, read_manifest, resolve_path, write_manifest
@@ -18,6 +18,7 @@ from slt_plugin.data.sampling import sliding_windows
 from slt_plugin.data.store import FeatureStore, split_path
 from slt_plugin.data.transforms import normalise
 from slt_plugin.extraction.failures import Failure, read_failures, write_failures
+from slt_plugin.modules.hiera import VARIANTS
 
 REAL = ROOT.parent / "shared" / "realdata" / "video_how2sign"
 # fp32: the order of sums depends on which windows share a batch; features are between -10 and 10 here
@@ -195,6 +196,54 @@ def test_other_options_are_not_mixed(corpus, checkpoint, store, tmp_path, capsys
     assert sorted(store.iterdir()) == before
 
 
+def write_pretrained(path, clips: dict):
+    """What slt-pretrain saves of an autoencoder, as far as it is read here."""
+    torch.manual_seed(0)
+    encoder = VARIANTS["tiny_32x64"](num_classes=0).state_dict()
+    options = {"clip_frames": 32, "clip_size": 64, **clips}
+    model = {f"mae.encoder.{name}": value for name, value in encoder.items()}
+    torch.save({"model": model, "task_state": {"clips": options}}, path)
+    return path
+
+
+def test_videos_are_cut_as_in_the_checkpoints_training(corpus, tmp_path, caplog, capsys):
+    """What a pretraining says of its clips is taken over; also from the file that slt-import-checkpoint makes of it."""
+    trained = {"clip_sampling_rate": 1, "clip_target_fps": 8.0}
+    pretrained = write_pretrained(tmp_path / "mae.pt", trained)
+    imported = tmp_path / "imported.pt"
+    assert import_sign_hiera(pretrained, imported).clips == trained
+    for name, file in (("a", pretrained), ("b", imported)):
+        assert run(corpus, file, tmp_path / f"{name}.store") == 0
+        mark = FeatureStore(tmp_path / f"{name}.store").fingerprint.values
+        assert (mark["sampling_rate"], mark["target_fps"]) == (1, 8.0)
+    assert "was trained with" not in caplog.text
+    given = contents(tmp_path / "a.store")
+    assert run(corpus, pretrained, tmp_path / "a.store", sampling_rate=1, target_fps=8) == 0  # the same
+    assert "was trained with" not in caplog.text
+    capsys.readouterr()
+    assert "sampling_rate: 1 in the store, 2 asked" in refused(
+        capsys, run(corpus, pretrained, tmp_path / "a.store", sampling_rate=2)
+    )
+    assert_same(contents(tmp_path / "a.store"), given)
+
+
+def test_other_sampling_than_the_checkpoints_is_named(corpus, tmp_path, caplog):
+    pretrained = write_pretrained(tmp_path / "mae.pt", {"clip_sampling_rate": 1, "clip_target_fps": 8.0})
+    assert run(corpus, pretrained, tmp_path / "f.store", sampling_rate=2, target_fps=25) == 0
+    warned = [record.getMessage() for record in caplog.records if "was trained with" in record.getMessage()]
+    assert [line.split(":")[0] for line in warned] == [
+        f"sampling_rate=2, but checkpoint={pretrained} was trained with 1",
+        f"target_fps=25, but checkpoint={pretrained} was trained with 8",
+    ]
+    mark = FeatureStore(tmp_path / "f.store").fingerprint.values
+    assert (mark["sampling_rate"], mark["target_fps"]) == (2, 25.0)
+
+
+def test_a_checkpoint_without_clips_has_the_releases_sampling(store):
+    mark = FeatureStore(store).fingerprint.values
+    assert (mark["sampling_rate"], mark["target_fps"]) == (2, 25.0)
+
+
 def test_changed_segments_are_extracted_again(checkpoint, tmp_path):
     """Same row, same path, but other times or another video under the old name."""
     write_moving(tmp_path / "v.mp4", 60, seed=1)
@@ -284,6 +333,8 @@ def test_large_frames_without_a_box_are_named_once(checkpoint, tmp_path, caplog)
         ({"out": "features"}, "ends in .store"),
         ({"flip": 2}, "flip=2"),
         ({"target_fps": 0}, "target_fps=0"),
+        ({"target_fps": "fast"}, "target_fps=fast: give a number above 0"),
+        ({"staging_gb": "null"}, "staging_gb=null"),
         ({"epoch": 3}, "epoch is no option; did you mean 'epochs'? (slt-extract --help"),
         ({"num_workers": "two"}, "num_workers=two"),
     ],

@@ -111,6 +111,24 @@ def test_norms_of_zero_and_large_ones():
     assert min(step.weights) > 0 and step.weights[1] == pytest.approx(2 * MIN_WEIGHT / (1.1 + MIN_WEIGHT))
 
 
+def test_a_weight_that_is_cut_off_is_said_now_and_then(caplog):
+    """One step of a large rate leaves a loss without weight, which nothing else in the log explains."""
+    module = GradNorm()
+    losses, norms = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 300.0])
+    module.step(losses, torch.tensor([1.0, 2.0]), lr=0.01)
+    assert not caplog.records
+    for _ in range(100):
+        module.weights.fill_(1.0)
+        module.step(losses, norms, lr=0.01)
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert record.levelname == "WARNING" and "criterion.gradnorm_lr" in line and str(MIN_WEIGHT) in line
+    assert "gradient norms 1, 300 moved the weights from 1, 1 to 2, 0.00198" in line and "rate 0.01 " in line
+    module.weights.fill_(1.0)
+    module.step(losses, norms, lr=0.01)
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize(
     "cast",
     [

@@ -9,12 +9,13 @@ import torch
 from clip_helpers import adam, clip_batch, clip_criterion, clip_model, gradients, update, write_bert
 from clip_ranks import SCENARIOS, SHARES, train, validate
 from conftest import ROOT, run_command
+from fairseq.logging import metrics
 from fairseq.optim import AMPOptimizer
 from fairseq.trainer import Trainer
 from torch import nn
 
 from slt_plugin.criterions import mae_contrastive
-from slt_plugin.criterions.accumulation import cut_batch
+from slt_plugin.criterions.accumulation import LossGradients, cut_batch
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.schedule import TrainingLength, announce
 from slt_plugin.modules.contrastive import contrastive_loss, retrieval_metrics
@@ -89,7 +90,13 @@ def test_gradnorm_takes_norms_of_unweighted_losses_over_the_encoder(tower):
     model.gradnorm.initial_losses.copy_(torch.tensor([0.5, 4.0]))
     model.gradnorm.weights.copy_(torch.tensor([0.8, 1.2]))
     norms = [encoder_norm(model, loss) for loss in plain_losses(model, sample)]
-    update(model, clip_criterion(gradnorm_alpha=0.5, gradnorm_lr=0.02, gradnorm_min_lr=0.02), adam(model), sample, 1)
+    criterion = clip_criterion(gradnorm_alpha=0.5, gradnorm_lr=0.02, gradnorm_min_lr=0.02)
+    logged = update(model, criterion, adam(model), sample, 1)
+    with metrics.aggregate() as shown:
+        criterion.reduce_metrics([logged])
+    values = shown.get_smoothed_values()
+    assert [values["norm_mae"], values["norm_contrastive"]] == pytest.approx(norms, abs=1e-4)
+    assert [values["weight_mae"], values["weight_contrastive"]] == pytest.approx([0.8, 1.2])  # before its step
     step = gradnorm_step([0.8, 1.2], losses, [0.5, 4.0], norms, lr=0.02, alpha=0.5)
     assert model.gradnorm.weights.tolist() == pytest.approx(step.weights, rel=1e-5)
     assert abs(step.weights[0] - 0.8) > 1e-3
@@ -113,6 +120,19 @@ def test_norms_of_parts_are_summed(tower):
     model.gradnorm.step = lambda losses, norms, **_: seen.append(norms.tolist())
     update(model, clip_criterion(accumulation_steps=2), adam(model), sample, 0)
     assert seen[0] == pytest.approx([mae, contrastive], rel=1e-5)
+
+
+def test_gradients_of_parts_that_share_memory():
+    """Autograd hands out one tensor for both terms of a sum, and the caller's own derivative: neither is added to."""
+    a, b = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    found, derivative = LossGradients([a, b], [a]), torch.tensor([1.0, 2.0, 3.0])
+    for times in range(1, 5):
+        found.add([a + b], [derivative], keep_graph=False)
+        for one in found.sums:
+            assert one.tolist() == [times * x for x in (1.0, 2.0, 3.0)]
+    found.add_directly(b, torch.ones(3))
+    assert found.sums[0].tolist() == [4, 8, 12] and found.sums[1].tolist() == [5, 9, 13]
+    assert derivative.tolist() == [1, 2, 3] and found.norm.item() == pytest.approx(4 * 14**0.5)
 
 
 def test_a_batch_is_cut_without_its_padding():

@@ -180,6 +180,27 @@ class TestDraws:
         seeds = [clip.mask_seed for i in range(2) for clip in dataset[i]["clips"]]
         assert len(set(seeds)) == 4 and dataset[0]["id"] == dataset[1]["id"] == 0
 
+    def test_no_two_purposes_share_their_draws(self, numbered_video, monkeypatch):
+        """numpy fills keys up with zeros: (1, 3), (1, 3, 0) and (1, 3, 0, 0) would be one stream."""
+        seen = {}
+        default_rng = np.random.default_rng
+
+        def spy(key=None):
+            if isinstance(key, tuple):
+                seen.setdefault(tuple(default_rng(key).integers(2**62, size=2)), set()).add(key)
+            return default_rng(key)
+
+        monkeypatch.setattr(np.random, "default_rng", spy)
+        for training in (True, False):
+            dataset = dataset_of(numbered_video, copies=2, training=training, ratios=[0.5])
+            for epoch in range(1, 4):
+                dataset.set_epoch(epoch)
+                dataset.batch_by_size(dataset.ordered_indices(), max_tokens=32)
+                for i in range(len(dataset)):
+                    dataset[i]
+        assert all(len(keys) == 1 for keys in seen.values()), [keys for keys in seen.values() if len(keys) > 1]
+        assert len({key[0] for keys in seen.values() for key in keys}) == 5
+
 
 class TestEpochs:
     def test_ratios(self):
@@ -238,6 +259,22 @@ class TestDurations:
     def test_nothing_left_is_an_error(self):
         with pytest.raises(DataError, match=r"leave out all 5 rows, which have 1\.00 to 1\.00 s"):
             within_durations("asl", self.ROWS, [1.0] * 5, shortest=2, longest=0)
+
+    def test_files_to_open_are_told_before(self, numbered_video, tmp_path, caplog, monkeypatch):
+        video = str(numbered_video / "a.mp4")
+        segment = Row("segment", video, start=0.0, end=2.0, fps=25.0)
+        write_manifest(tmp_path / "train.tsv", [segment, *[Row(f"probed-{i}", video) for i in range(3)]])
+        write_manifest(tmp_path / "valid.tsv", [segment])
+        logged = []
+        probe = clips_module.video.probe
+        monkeypatch.setattr(clips_module.video, "probe", lambda *a, **k: logged.append(caplog.text) or probe(*a, **k))
+        task = pretraining_task(tmp_path)
+        with caplog.at_level(logging.INFO):
+            task.load_dataset("train")
+            task.load_dataset("valid")
+        assert len(logged) == 3
+        assert "train: opening the files of 3 of 4 rows for their length; columns num_frames and fps" in logged[0]
+        assert caplog.text.count("opening the files") == 1
 
     def test_from_the_row_else_from_the_file(self, numbered_video, tmp_path, caplog, monkeypatch):
         video = str(numbered_video / "a.mp4")

@@ -23,7 +23,14 @@ SIDE = 128  # pictures of 64 pixels are drawn twice as large
 @pytest.fixture(scope="module")
 def checkpoint(video_corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    pretrain(video_corpus, folder, "optimization.max_update=2", "common.seed=7", "dataset.disable_validation=true")
+    pretrain(
+        video_corpus,
+        folder,
+        "optimization.max_update=2",
+        "common.seed=7",
+        "model.mask_ratio=0.75",
+        "dataset.disable_validation=true",
+    )
     return folder / "checkpoint_last.pt"
 
 

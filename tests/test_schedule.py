@@ -48,6 +48,13 @@ def test_curve():
     assert lr.optimizer.lr == 0.01
 
 
+def test_several_rates():
+    with pytest.raises(
+        OptionError, match=r"^optimization\.lr=\[0\.1,0\.2\] are 2 rates.*write optimization\.lr=\[0\.1\]"
+    ):
+        scheduler(lr=[0.1, 0.2], max_update=4)
+
+
 def test_without_warmup():
     lr = scheduler(max_update=4)
     assert lr.step_update(0) == pytest.approx(0.8 * 0.5 * (1 + math.cos(math.pi / 4)))

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pretraining_helpers import pretraining_task
 
+from slt_plugin.data.errors import DataError
 from slt_plugin.data.updates import UpdatePlan
 from slt_plugin.models.errors import OptionError
-from slt_plugin.models.schedule import TrainingLength
+from slt_plugin.models.schedule import TrainingLength, training_length
 from slt_plugin.tasks.pretraining_options import describe, update_plan
 
 
@@ -23,30 +24,57 @@ def updates_of(batches: list[np.ndarray], plan: UpdatePlan) -> list[list[np.ndar
 def test_updates_are_whole(ranks, batches, more, items, drop_last):
     plan = UpdatePlan(ranks, batches, ranks * batches + more, drop_last)
     order = np.random.default_rng(items).permutation(items)
+    if items < ranks:
+        with pytest.raises(DataError, match=f"{items} rows an epoch are fewer than the {ranks} ranks"):
+            plan.split(order)
+        return
     split = plan.split(order)
     joined = np.concatenate([np.zeros(0, np.int64), *split])
     whole = items // plan.rows * plan.rows
     assert np.array_equal(joined, order[: whole if drop_last else items])
     updates = updates_of(split, plan)
-    assert len(updates) == plan.count(items, plan.rows)
-    for update in updates[: items // plan.rows]:
-        assert len(update) == plan.size and sum(map(len, update)) == plan.rows
+    assert len(updates) == plan.count(items)
+    for update in updates:
+        assert len(update) % ranks == 0 and min(map(len, update)) >= 1  # no rank's batch is a stand-in
         assert max(map(len, update)) - min(map(len, update)) <= 1
-    if not drop_last and items % plan.rows >= ranks:
-        assert len(updates[-1]) % ranks == 0  # no rank's last batch is a stand-in
+    for update in updates[: items // plan.rows]:
+        assert len(update) == plan.size
+    for update in updates[:-1]:
+        assert sum(map(len, update)) == plan.rows
+    if updates:
+        assert sum(map(len, updates[-1])) < plan.rows + ranks
 
 
-@given(ranks=st.integers(1, 5), batches=st.integers(1, 4), sizes=st.lists(st.integers(2, 9), max_size=40))
-def test_batches_filled_by_frames_end_level(ranks, batches, sizes):
+@given(
+    ranks=st.integers(1, 5), batches=st.integers(1, 4), sizes=st.lists(st.integers(1, 5), max_size=40),
+    one=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_batches_filled_by_frames_end_level(ranks, batches, sizes, one, seed):
     plan = UpdatePlan(ranks, batches)
+    if one:  # max_tokens has room for a single row
+        sizes = [1] * len(sizes)
     numbers = iter(range(1000))
     filled = [np.array([next(numbers) for _ in range(size)]) for size in sizes]
-    level = plan.level(filled)
+    frames = np.random.default_rng(seed).integers(1, 9, sum(sizes))
+    if sum(sizes) < ranks:
+        with pytest.raises(DataError, match=f"{sum(sizes)} rows an epoch are fewer than the {ranks} ranks"):
+            plan.level(filled, frames)
+        return
+    level = plan.level(filled, frames)
     assert sorted(int(i) for batch in level for i in batch) == list(range(sum(sizes)))
-    last = len(level) % plan.size
-    assert last < ranks or last % ranks == 0 or max(map(len, level[-last:])) == 1
-    dropped = UpdatePlan(ranks, batches, drop_last=True).level(filled)
+    assert len(level) % ranks == 0 and min(map(len, level)) >= 1
+    assert len(updates_of(level, plan)) == plan.count_batches(len(level)) >= len(filled) // plan.size
+    joined = [batch for batch in level if not any(set(batch) <= set(other) for other in filled)]
+    assert len(joined) < ranks
+    dropped = UpdatePlan(ranks, batches, drop_last=True).level(filled, frames)
     assert len(dropped) == len(filled) // plan.size * plan.size
+
+
+def test_a_row_too_many_joins_the_batch_that_stays_smallest():
+    frames = np.array([8, 8, 3, 3, 6, 8, 5])
+    filled = [np.array([0]), np.array([1]), np.array([2, 3]), np.array([4]), np.array([5]), np.array([6])]
+    level = UpdatePlan(ranks=5).level(filled, frames)  # 5 batches and one row
+    assert [batch.tolist() for batch in level] == [[0], [1], [2, 3], [4, 6], [5]]  # 12 frames, else 15 or 16
 
 
 def plan_of(corpus, *, ranks, max_rows=16, max_frames=None, **options) -> UpdatePlan:
@@ -125,6 +153,22 @@ def test_fairseqs_iterator_gives_the_ranks_whole_updates(video_corpus):
         assert [len(update) for update in updates] == [5, 5, 2]
         assert sorted(row for update in updates for row in update) == list(range(12))
         assert not any(batch == [] for r in ranks for batch in r)
+
+
+def test_a_row_for_each_rank_at_every_update(video_corpus):
+    """Of 12 rows, 11 an update, the last one would leave the second rank with a stand-in that a resume has not got."""
+    for options, sizes in (({"max_sentences": 11}, [12]), ({"max_tokens": 11 * 32}, None)):
+        task = pretraining_task(video_corpus, clips_per_update=22 if sizes else 0, max_epoch=3, update_freq=[2])
+        task.cfg.repeat_aug = 2 if sizes else 1
+        task.load_dataset("train")
+        iterator = task.get_batch_iterator(task.dataset("train"), num_shards=2, shard_id=1, **options)
+        batches = iterator.frozen_batches
+        updates = updates_of(list(batches), UpdatePlan(2, 2))
+        assert all(len(update) % 2 == 0 for update in updates) and len(updates) * 3 == training_length()
+        assert sizes is None or [sum(map(len, update)) for update in updates] == sizes
+        assert all(len(batch) for batch in iterator.ordered_batches(1, False, False))
+    with pytest.raises(DataError, match="12 rows an epoch are fewer than the 13 ranks"):
+        task.get_batch_iterator(task.dataset("train"), num_shards=13, max_sentences=1)
 
 
 def test_an_epoch_without_a_whole_update_is_an_error(video_corpus):

@@ -25,7 +25,7 @@ from slt_plugin.tasks import pictures
 from slt_plugin.tasks.pictures import check_picture_options, clip_grid
 
 # 12 rows of 2 clips, 8 clips an update: 3 updates an epoch
-FOUR_UPDATES = ("optimization.max_update=4", "dataset.validate_interval_updates=2")
+FOUR_UPDATES = ("model.mask_ratio=0.75", "optimization.max_update=4", "dataset.validate_interval_updates=2")
 
 
 @pytest.fixture(autouse=True)

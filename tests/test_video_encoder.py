@@ -91,6 +91,24 @@ def test_mistakes_are_named(change, clips, message):
         build_video_encoder(options(**change), clips)
 
 
+def test_another_sampling_than_that_of_the_pretraining_is_named(tmp_path, caplog):
+    """Of a sign_mae and of a fine-tuned sign_to_text, whose checkpoints keep their clips in other places."""
+    state = VARIANTS["tiny_32x64"](num_classes=0).state_dict()
+    clips = {"clip_frames": 32, "clip_size": 64, "clip_sampling_rate": 1, "clip_target_fps": 8.0}
+    task = SimpleNamespace(clip_frames=32, clip_size=64, clip_sampling_rate=1, clip_target_fps=25.0)
+    for prefix, place in (("mae.encoder", "clips"), ("encoder.source_encoder.hiera", "source")):
+        content = {"model": {f"{prefix}.{k}": v for k, v in state.items()}, "task_state": {place: clips}}
+        torch.save(content, tmp_path / f"{place}.pt")
+        caplog.clear()
+        build_video_encoder(options(signhiera_pretrained=str(tmp_path / f"{place}.pt")), task)
+        (line,) = [record.getMessage() for record in caplog.records if "was trained with" in record.getMessage()]
+        assert line.startswith("task.clip_target_fps=25, but model.signhiera_pretrained=")
+        assert "was trained with task.clip_target_fps=8:" in line and "sampling_rate" not in line
+    caplog.clear()
+    build_video_encoder(options(signhiera_pretrained=str(tmp_path / "clips.pt")), SimpleNamespace(**clips))
+    assert "was trained with" not in caplog.text
+
+
 def test_layer_decay_marks_earlier_layers_with_smaller_rates():
     model = build_video_encoder(options(signhiera_lr_decay=0.5), CLIPS)
     scales = {

@@ -1,8 +1,8 @@
 """SignHiera weights from any known checkpoint, and our own file with their provenance.
 
 Our file is a PyTorch file ``{"format": FORMAT, "variant": name, "model": state dict, "provenance": {...}}``; its state
-dict has the names of ``modules.hiera.SignHiera`` and only tensors that the source file held. Where the source file was one
-of our trainings, ``"clips"`` says how this cut its videos.
+dict has the names of ``modules.hiera.SignHiera`` and only tensors that the source file held. Where that was one of our
+trainings, ``"clips"`` says how it cut its videos.
 """
 
 import functools

@@ -35,7 +35,11 @@ def add_reconstruct(commands) -> None:
         "--steps", type=int, default=8, metavar="K", help="columns: evenly spaced time steps (default %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, metavar="S", help="of clips and masks; default: the training's, as in its validation"
+        "--seed",
+        type=int,
+        metavar="S",
+        help="of clips and masks; default: the training's, and then a row has those of its validation, unless "
+        "task.min_duration or max_duration left out rows before it",
     )
     parser.add_argument("--device", metavar="D", help="cuda, cuda:1, cpu; default: cuda where there is one")
     parser.set_defaults(run=_reconstruct)

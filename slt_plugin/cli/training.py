@@ -105,6 +105,11 @@ def train(command: str, usage: str | None, argv: Sequence[str] | None) -> int:
         return _failed(command, one_line(error))
     except EXPECTED_ERRORS as error:
         return _failed(command, explain(error, overrides))
+    except Exception as error:
+        # fairseq puts "cannot load model parameters" in the place of whatever a model says of a checkpoint
+        if isinstance(error.__context__, SltError):
+            return _failed(command, f"{one_line(error).rstrip('.')}: {one_line(error.__context__)}")
+        raise
     return 0
 
 

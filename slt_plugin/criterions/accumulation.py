@@ -40,6 +40,7 @@ class LossGradients:
         self.parameters = parameters
         self.sums: list[Tensor | None] = [None] * len(parameters)
         self.norm = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+        self._own: set[int] = set()  # sums that nothing else holds: autograd's may be each other's views
         self._number = {id(parameter): i for i, parameter in enumerate(parameters)}
         self._shared = [self._number[id(parameter)] for parameter in shared]
 
@@ -56,18 +57,23 @@ class LossGradients:
         shared = [found[i] for i in self._shared if found[i] is not None]
         if shared:
             self.norm += torch.stack(torch._foreach_norm(shared)).double().norm()
-        self.sums = [_sum(a, b) for a, b in zip(self.sums, found, strict=True)]
+        for i, gradient in enumerate(found):
+            if gradient is not None:
+                self._add(i, gradient)
 
     def add_directly(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Adds a gradient of one parameter that is known already."""
-        i = self._number[id(parameter)]
-        self.sums[i] = _sum(self.sums[i], gradient.reshape(parameter.shape).float())
+        self._add(self._number[id(parameter)], gradient.reshape(parameter.shape).float())
 
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
+    def _add(self, i: int, gradient: Tensor) -> None:
+        """Allocates at the second part of a batch only."""
+        if self.sums[i] is None:
+            self.sums[i] = gradient
+        elif i in self._own:
+            self.sums[i] += gradient
+        else:
+            self.sums[i] = self.sums[i] + gradient
+            self._own.add(i)
 
 
 def hand_over(

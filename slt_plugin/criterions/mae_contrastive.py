@@ -35,6 +35,8 @@ from slt_plugin.modules.contrastive import (
     sum_over_ranks,
 )
 
+GRADNORM = ("weight_mae", "weight_contrastive", "norm_mae", "norm_contrastive")  # logged in training
+
 
 @dataclass
 class MAEContrastiveConfig(FairseqDataclass):
@@ -189,8 +191,8 @@ class MAEContrastive(FairseqCriterion):
         loss = torch.tensor(loss, device=mae.norm.device)
         hand_over(loss, (mae, contrastive), factors, optimizer.backward)
         if self.weighs:
-            norms = torch.tensor([mae_norm / all_patches, contrastive_norm])
-            clip.gradnorm.step(torch.tensor(losses), norms, lr=lr, alpha=self.alpha)
+            norms = [mae_norm / all_patches, contrastive_norm]
+            clip.gradnorm.step(torch.tensor(losses), torch.tensor(norms), lr=lr, alpha=self.alpha)
 
         logged = {"sample_size": size, "nsentences": clips, "ntokens": sample["ntokens"], "loss": float(loss) * size}
         if self.reconstructs:
@@ -200,6 +202,7 @@ class MAEContrastive(FairseqCriterion):
             logged |= {name: value * clips for name, value in retrieved.items()}
         if self.weighs:
             logged |= {"weight_mae": weights[0] * clips, "weight_contrastive": weights[1] * clips}
+            logged |= {"norm_mae": norms[0] * clips, "norm_contrastive": norms[1] * clips}
         return loss * size, size, logged
 
     def gradnorm_lr(self, update_num: int) -> float:
@@ -278,7 +281,10 @@ class MAEContrastive(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict]) -> None:
-        """Logs what the class's docstring names; ``logit_scale`` is what cosines are multiplied by."""
+        """Logs what the class's docstring names; ``logit_scale`` is what cosines are multiplied by.
+
+        ``norm_mae`` and ``norm_contrastive`` are the norms that GradNorm takes, of the unweighted losses.
+        """
 
         def total(key: str) -> float:
             return float(sum(output.get(key, 0) for output in logging_outputs))
@@ -289,7 +295,7 @@ class MAEContrastive(FairseqCriterion):
 
         log("loss_mae", "mae", "patches")
         log("loss_contrastive", "contrastive", "nsentences")
-        for name in ("weight_mae", "weight_contrastive", "logit_scale", *RETRIEVAL):
+        for name in (*GRADNORM, "logit_scale", *RETRIEVAL):
             log(name, name, "nsentences")
         log("loss", "loss", "sample_size")
 

@@ -11,10 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from slt_plugin.common.messages import listing
 from slt_plugin.data.clips import ClipOptions, VideoSource
+from slt_plugin.data.draws import Draw, generator
 from slt_plugin.data.errors import DataError, naming_row
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.manifest_dataset import ManifestDataset
 from slt_plugin.data.sampling import clip_length
+from slt_plugin.data.segments import known_frames
 from slt_plugin.data.selection import EpochRows
 from slt_plugin.data.transforms import augment_clip
 from slt_plugin.data.updates import UpdatePlan
@@ -47,6 +49,11 @@ class RandomClips:
         self.options = options
         self.video = VideoSource(root, options)
         self._clip_frames: dict[tuple[int, float], int] = {}  # many videos are alike long
+
+    def length_is_known(self, row: Row) -> bool:
+        """Whether `length` needs the row's own fields only. Raises DataError for wrong ones."""
+        with naming_row(row.id):
+            return row.fps is not None and known_frames(row) is not None
 
     def length(self, row: Row) -> tuple[int, float]:
         """Frames of the row and their rate, from its own fields where they tell, else from the file."""
@@ -155,10 +162,10 @@ class PretrainingDataset(ManifestDataset):
         row = int(self._row_numbers[index])
         first = int(self._times[index]) * self.copies
         if self.training:
-            keys = [(self.seed, self.epoch, row, copy) for copy in range(first, first + self.copies)]
+            copies = range(first, first + self.copies)
+            rngs = [generator(Draw.CLIP, self.seed, self.epoch, row, copy) for copy in copies]
         else:
-            keys = [(self.seed, 0, row)]
-        rngs = [np.random.default_rng(key) for key in keys]
+            rngs = [generator(Draw.VALIDATION_CLIP, self.seed, row)]
         return {"id": row, "clips": self.clips.load(self.rows[row], rngs, augment=self.training)}
 
     def collater(self, samples: list[dict | None]) -> dict:
@@ -209,10 +216,9 @@ class PretrainingDataset(ManifestDataset):
 
     def ordered_indices(self) -> np.ndarray:
         """In training another random order each epoch, else the manifest's."""
-        return self._shuffle().permutation(len(self)) if self.training else np.arange(len(self))
-
-    def _shuffle(self) -> np.random.Generator:
-        return np.random.default_rng((self.seed, self.epoch))
+        if not self.training:
+            return np.arange(len(self))
+        return generator(Draw.ORDER, self.seed, self.epoch).permutation(len(self))
 
     def batch_by_size(
         self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1
@@ -222,7 +228,7 @@ class PretrainingDataset(ManifestDataset):
         In training they are in the order in which they are trained on, see `UpdatePlan`.
 
         Raises:
-            DataError: ``max_tokens`` is less than the clips of one row have.
+            DataError: ``max_tokens`` is less than the clips of one row have, or an epoch has fewer rows than ranks.
         """
         if max_tokens is not None and (longest := int(self.num_tokens_vec(indices).max())) > max_tokens:
             raise DataError(
@@ -236,5 +242,5 @@ class PretrainingDataset(ManifestDataset):
         batches = [np.asarray(batch) for batch in batches]
         if not self.training:
             return batches
-        rng = np.random.default_rng((self.seed, self.epoch, len(self)))  # another one than that of the rows
-        return self.plan.level([batches[i] for i in rng.permutation(len(batches))])
+        order = generator(Draw.BATCHES, self.seed, self.epoch).permutation(len(batches))
+        return self.plan.level([batches[i] for i in order], self.num_tokens_vec(np.arange(len(self))))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slt_plugin.common.messages import listing
+from slt_plugin.data.draws import Draw, generator
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
 
@@ -73,7 +74,7 @@ class EpochRows:
             for time in range(int(ratio)):
                 rows.append(first + np.arange(size))
                 times.append(np.full(size, time))
-            drawn = np.random.default_rng((self.seed, epoch, manifest)).permutation(size)[:part]
+            drawn = generator(Draw.PART, self.seed, epoch, manifest).permutation(size)[:part]
             rows.append(first + np.sort(drawn))
             times.append(np.full(part, int(ratio)))
             first += size

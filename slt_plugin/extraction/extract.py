@@ -45,10 +45,11 @@ def extract(options: ExtractOptions) -> Outcome:
     if options.checkpoint is None:
         raise OptionError("checkpoint is missing: give a SignHiera checkpoint (checkpoint=PATH)")
     device = options.choose_device()
-    variant = read_file(options.checkpoint, options.variant).variant
+    file = read_file(options.checkpoint, options.variant)
+    variant = file.variant
     with torch.device("meta"):
         input_size = VARIANTS[variant]().input_size
-    clips = options.clip_options(input_size)
+    clips = options.clip_options(input_size, file.clips)
     mark = fingerprint(options, clips, sha256=sha256_of(options.checkpoint), variant=variant)
 
     def work(jobs: list[Job], sink: StoreSink) -> int | None:

@@ -1,6 +1,8 @@
 """The options of an extraction of SignHiera features, checked, and the fingerprint of the features that they give."""
 
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from slt_plugin.data.store import Fingerprint
 from slt_plugin.data.transforms import VideoAugment
 from slt_plugin.extraction.store_options import MediaOptions
 from slt_plugin.models.errors import OptionError
+
+logger = logging.getLogger(__name__)
 
 GPU_BATCH_CLIPS = 8
 
@@ -27,8 +31,8 @@ class ExtractOptions(MediaOptions):
     epochs: int
     num_frames: int | None
     stride: int | None
-    sampling_rate: int
-    target_fps: float
+    sampling_rate: int | None
+    target_fps: float | None
     randaugment_ops: int
     randaugment_magnitude: int
     crop: int | None
@@ -59,8 +63,12 @@ class ExtractOptions(MediaOptions):
         """Decoding processes."""
         return loading_workers(self.num_workers, device)
 
-    def clip_options(self, input_size: tuple[int, int, int]) -> ClipOptions:
+    def clip_options(self, input_size: tuple[int, int, int], trained: Mapping[str, float]) -> ClipOptions:
         """How videos are cut for a model of this input size (frames, height, width).
+
+        Args:
+            trained: how they were cut in its training, `checkpoints.sign_hiera.SignHieraFile.clips`; a warning names
+                what is asked for here and differs.
 
         Raises:
             OptionError: windows that the model cannot read.
@@ -73,8 +81,8 @@ class ExtractOptions(MediaOptions):
             raise OptionError(f"num_frames={num_frames}: give an even number up to the variant's {frames}")
         return ClipOptions(
             num_frames=num_frames,
-            sampling_rate=self.sampling_rate,
-            target_fps=float(self.target_fps),
+            sampling_rate=int(self._sampling("sampling_rate", trained)),
+            target_fps=float(self._sampling("target_fps", trained)),
             stride=num_frames // 2 if self.stride is None else self.stride,
             size=height,
             augment=VideoAugment(
@@ -84,6 +92,18 @@ class ExtractOptions(MediaOptions):
                 flip=float(self.flip),
             ),
         )
+
+    def _sampling(self, name: str, trained: Mapping[str, float]) -> float:
+        """The option's value: what is given, else that of the encoder's training, else the releases'."""
+        given, theirs = getattr(self, name), trained.get(f"clip_{name}")
+        if given is None:
+            return getattr(ClipOptions(), name) if theirs is None else theirs
+        if theirs not in (None, given):
+            logger.warning(
+                "%s=%g, but checkpoint=%s was trained with %g: features of videos that are cut in another way are "
+                "worse; leave %s out to take the checkpoint's", name, given, self.checkpoint, theirs, name,
+            )  # fmt: skip
+        return given
 
 
 def fingerprint(options: ExtractOptions, clips: ClipOptions, *, sha256: str, variant: str) -> Fingerprint:

@@ -28,6 +28,7 @@ _AT_LEAST = {  # smallest whole number of each; options that may be null are che
     "seed": 0,
 }
 _ABOVE_ZERO = ("target_fps", "staging_gb", "flush_minutes", "log_interval")
+_OR_NULL = ("target_fps",)  # of them
 _TEXTS = ("checkpoint", "variant", "media_root", "out_manifest", "device", "staging", "spm", "lang")  # or null
 _NEEDED_TEXTS = ("manifest", "out")
 
@@ -97,6 +98,8 @@ class StoreOptions:
                 raise OptionError(f"{name}={value}: give a whole number of at least {least}")
         for name in values.keys() & _ABOVE_ZERO:
             value = values[name]
+            if value is None and name in _OR_NULL:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise OptionError(f"{name}={value}: give a number above 0")
         for name, choices in (("dtype", DTYPES), ("store_dtype", STORE_DTYPES)):

@@ -90,7 +90,11 @@ class WarmupCosine(FairseqLRScheduler):
     def __init__(self, cfg: WarmupCosineConfig, optimizer):
         super().__init__(cfg, optimizer)
         if len(cfg.lr) > 1:
-            raise OptionError(f"lr_scheduler._name={NAME} takes one rate: optimization.lr=[{cfg.lr[0]}]")
+            given = ",".join(f"{rate:g}" for rate in cfg.lr)
+            raise OptionError(
+                f"optimization.lr=[{given}] are {len(cfg.lr)} rates, and lr_scheduler._name={NAME} takes one, for all "
+                f"epochs: write optimization.lr=[{cfg.lr[0]:g}]"
+            )
         self.max_lr = cfg.lr[0]
         if not 0 <= cfg.min_lr <= self.max_lr:
             raise OptionError(f"lr_scheduler.min_lr={cfg.min_lr}: give 0 to optimization.lr=[{self.max_lr}]")

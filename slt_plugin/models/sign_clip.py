@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.parameter_groups import no_weight_decay
 from slt_plugin.models.precision import Fp16Guard
-from slt_plugin.models.sign_mae import SignMAEConfig, build_mae, prepare_clips, undecayed
+from slt_plugin.models.sign_mae import SignMAEConfig, build_mae, check_state, prepare_clips, undecayed
 from slt_plugin.models.text_tower import build_text_tower
 from slt_plugin.modules.clip import Projection
 from slt_plugin.modules.contrastive import LOG_SCALE_INIT, LOG_SCALE_MAX
@@ -105,6 +105,12 @@ class SignCLIP(Fp16Guard, BaseFairseqModel):
             weights=not task.weights_follow,
         )
         return cls(cfg, build_mae(cfg, task.cfg), tower)
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """See fairseq; raises CheckpointError where it is strict and the tensors are those of another model."""
+        if strict:
+            check_state(self, state_dict, "model.text_tower, model.embed_dim and model.variant")
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def train(self, mode: bool = True) -> "SignCLIP":
         super().train(mode)

@@ -1,6 +1,7 @@
 """Model ``sign_mae``: masked-autoencoder pretraining of a SignHiera, with fairseq's criterion ``model``."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -9,15 +10,19 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
+from slt_plugin.checkpoints.errors import CheckpointError
 from slt_plugin.checkpoints.importer import load_sign_hiera
 from slt_plugin.checkpoints.sign_mae import load_sign_mae
-from slt_plugin.common.messages import did_you_mean
+from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.data.transforms import normalise
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.parameter_groups import no_weight_decay
 from slt_plugin.modules.hiera_mae import VARIANTS, MAEOutput, SignHieraMAE
 
 logger = logging.getLogger(__name__)
+
+# in names of position embeddings: of SignHiera; BERT, CLIP; T5, MPNet; BART
+POSITIONS = ("pos_embed", "position_embedding", "relative_attention_bias", "embed_positions")
 
 
 @dataclass
@@ -76,12 +81,32 @@ def build_mae(cfg: SignMAEConfig, task_cfg) -> SignHieraMAE:
 
 
 def undecayed(module: nn.Module) -> list[nn.Parameter]:
-    """What MAE's recipe excludes from weight decay: biases and norms, position embeddings, the mask token."""
+    """What MAE's recipe excludes from weight decay: biases and norms, position embeddings, the mask token.
+
+    Relative positions count as position embeddings, those of text towers as well as the autoencoder's own.
+    """
     return [
         parameter
         for name, parameter in module.named_parameters()
-        if parameter.ndim == 1 or "pos_embed" in name or name.endswith("mask_token")
+        if parameter.ndim == 1 or name.endswith("mask_token") or any(part in name for part in POSITIONS)
     ]
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], options: str) -> None:
+    """Raises CheckpointError where a state dict is not of such a model; ``options`` are those that would differ."""
+    own = model.state_dict()
+    problems = [
+        f"{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(value.shape)} here"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems += [f"{name} is not in the checkpoint" for name in own if name not in state]
+    problems += [f"{name} of the checkpoint is not in the model" for name in state if name not in own]
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint is of another model: {listing(problems, 3)}. Give {options} as in its training, or "
+            "another checkpoint.save_dir to start afresh"
+        )
 
 
 def prepare_clips(src_tokens: Tensor, src_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +135,12 @@ class SignMAE(BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg: SignMAEConfig, task) -> "SignMAE":
         return cls(cfg, build_mae(cfg, task.cfg))
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """See fairseq; raises CheckpointError where it is strict and the tensors are those of another model."""
+        if strict:
+            check_state(self, state_dict, "model.variant")
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def reconstruct(self, src_tokens: Tensor, src_lengths: Tensor, mask_seeds: Tensor) -> MAEOutput:
         """See `SignHieraMAE.forward`; arguments as `forward`.

@@ -1,10 +1,14 @@
 """SignHiera as the source encoder of a translation model: raw video in, one feature for each time step out."""
 
+import logging
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from slt_plugin.checkpoints.importer import load_sign_hiera
+from slt_plugin.checkpoints.sign_hiera import read_file
 from slt_plugin.common.messages import did_you_mean
 from slt_plugin.data.transforms import normalise
 from slt_plugin.models.errors import OptionError
@@ -12,6 +16,8 @@ from slt_plugin.models.parameter_groups import set_lr_scales
 from slt_plugin.modules.hiera import VARIANTS, SignHiera
 from slt_plugin.modules.hiera_finetuning import freeze_all_but_last, layer_groups, layer_rates
 from slt_plugin.modules.padding import lengths_to_padding_mask
+
+logger = logging.getLogger(__name__)
 
 
 class VideoEncoder(nn.Module):
@@ -85,6 +91,7 @@ def build_video_encoder(cfg, task_cfg) -> VideoEncoder:
         )
     if cfg.signhiera_pretrained:
         hiera = load_sign_hiera(cfg.signhiera_pretrained, variant, drop_path_rate=cfg.signhiera_drop_path)
+        _warn_of_other_sampling(cfg, task_cfg, read_file(cfg.signhiera_pretrained, variant).clips)
     else:
         hiera = VARIANTS[variant](drop_path_rate=cfg.signhiera_drop_path)
     frames, size = hiera.input_size[:2]
@@ -103,3 +110,15 @@ def build_video_encoder(cfg, task_cfg) -> VideoEncoder:
         rates = layer_rates(hiera, cfg.signhiera_lr_decay)
         set_lr_scales((rates[name], parameters) for name, parameters in layer_groups(hiera))
     return VideoEncoder(hiera, trainable_blocks=cfg.signhiera_trainable_blocks)
+
+
+def _warn_of_other_sampling(cfg, task_cfg, trained: Mapping[str, float]) -> None:
+    """Names what of ``trained``, how the pretraining cut its videos, is other in this one."""
+    other = {name: value for name, value in trained.items() if getattr(task_cfg, name) != value}
+    if other:
+        here, there = (
+            " ".join(f"task.{name}={values[name]:g}" for name in other)
+            for values in ({name: getattr(task_cfg, name) for name in other}, other)
+        )
+        logger.warning("%s, but model.signhiera_pretrained=%s was trained with %s: set them alike, unless you mean it",
+                       here, cfg.signhiera_pretrained, there)  # fmt: skip

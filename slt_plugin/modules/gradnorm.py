@@ -15,14 +15,19 @@ logger = logging.getLogger(__name__)
 
 # Weights stay above it, which the paper does not say: with a negative one the training would raise that loss.
 MIN_WEIGHT = 1e-3
+_WARN_EVERY = 100  # steps, where every one of them is cut off
 
 
 class GradNormStep(NamedTuple):
-    """One step: GradNorm's loss, its derivative by each weight, and the new weights, which sum to their number."""
+    """One step: GradNorm's loss, its derivative by each weight, and the new weights, which sum to their number.
+
+    clamped: whether a weight would have fallen below MIN_WEIGHT.
+    """
 
     loss: float
     derivatives: list[float]
     weights: list[float]
+    clamped: bool
 
 
 def gradnorm_step(
@@ -52,8 +57,10 @@ def gradnorm_step(
     targets = [sum(weighted) * (one / sum(relative)) ** alpha for one in relative]
     differences = [g - target for g, target in zip(weighted, targets, strict=True)]
     derivatives = [norm * ((d > 0) - (d < 0)) for norm, d in zip(norms, differences, strict=True)]
-    moved = [max(w - lr * d, MIN_WEIGHT) for w, d in zip(weights, derivatives, strict=True)]
-    return GradNormStep(sum(map(abs, differences)), derivatives, [len(moved) * w / sum(moved) for w in moved])
+    free = [w - lr * d for w, d in zip(weights, derivatives, strict=True)]
+    moved = [max(w, MIN_WEIGHT) for w in free]
+    scaled = [len(moved) * w / sum(moved) for w in moved]
+    return GradNormStep(sum(map(abs, differences)), derivatives, scaled, min(free) < MIN_WEIGHT)
 
 
 class GradNorm(nn.Module):
@@ -72,6 +79,7 @@ class GradNorm(nn.Module):
         self.register_buffer("weights", torch.ones(tasks))
         self.register_buffer("initial_losses", torch.zeros(tasks))
         self.register_buffer("started", torch.tensor(False))
+        self._silent = 0  # steps until a weight that is cut off is worth a warning again
 
     def _apply(self, fn, recurse: bool = True):
         before = dict(self._buffers)
@@ -104,7 +112,18 @@ class GradNorm(nn.Module):
             self.started.fill_(True)
         # as they are stored, so that a resumed run computes the same
         stored = self.weights.tolist(), self.initial_losses.tolist()
-        self.weights.copy_(
-            torch.tensor(gradnorm_step(stored[0], current, stored[1], sizes, lr=lr, alpha=alpha).weights)
-        )
+        step = gradnorm_step(stored[0], current, stored[1], sizes, lr=lr, alpha=alpha)
+        self.weights.copy_(torch.tensor(step.weights))
+        self._silent = max(0, self._silent - 1)
+        if step.clamped and not self._silent:
+            self._silent = _WARN_EVERY
+            logger.warning(
+                "GradNorm cut a weight off at %g: one step of rate %.3g with gradient norms %s moved the weights from "
+                "%s to %s, so that one loss hardly counts any more. Lower criterion.gradnorm_lr to well below 1 / norm",
+                MIN_WEIGHT, lr, _short(sizes), _short(stored[0]), _short(step.weights),
+            )  # fmt: skip
         return True
+
+
+def _short(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

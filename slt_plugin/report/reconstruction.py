@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from slt_plugin.checkpoints.errors import CheckpointError
@@ -14,6 +13,7 @@ from slt_plugin.checkpoints.recognise import looks_like
 from slt_plugin.checkpoints.sign_mae import load_sign_mae
 from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.data.clips import ClipOptions
+from slt_plugin.data.draws import Draw, generator
 from slt_plugin.data.manifest import Row, read_manifest
 from slt_plugin.data.pretraining import RandomClips
 from slt_plugin.models.reconstruction import clip_pictures
@@ -151,7 +151,7 @@ def _write(
     seed: int,
 ) -> Path:
     # as `PretrainingDataset` draws validation clips
-    (clip,) = clips.load(row, [np.random.default_rng((seed, 0, number))], augment=False)
+    (clip,) = clips.load(row, [generator(Draw.VALIDATION_CLIP, seed, number)], augment=False)
     net_input = {
         "src_tokens": clip.frames.unsqueeze(0),
         "src_lengths": torch.tensor([len(clip.frames)]),

@@ -1,9 +1,12 @@
-"""What task ``sign_to_text`` checks before it trains, so that a mistake is an error and not a wrong number."""
+"""What tasks check before they train, so that a mistake is an error and not a wrong number."""
 
 import logging
 from dataclasses import fields
 from pathlib import Path
 
+from fairseq.criterions.model_criterion import ModelCriterion
+
+from slt_plugin.common.messages import did_you_mean
 from slt_plugin.criterions.retrieval import NAMES as RETRIEVAL
 from slt_plugin.data.dataset import SignDataset, name_rows
 from slt_plugin.data.errors import DataError
@@ -60,6 +63,18 @@ def check_best_direction(cfg) -> None:
         raise OptionError(
             f"checkpoint.best_checkpoint_metric={metric} needs checkpoint.maximize_best_checkpoint_metric="
             f"{str(not maximize).lower()}, or the worst model is kept"
+        )
+
+
+def check_metric_of_model(cfg, criterion) -> None:
+    """Raises OptionError where fairseq's criterion ``model`` does not log what the best checkpoint is chosen by."""
+    if not isinstance(criterion, ModelCriterion):
+        return
+    metric, logged = cfg.best_checkpoint_metric, ["loss", *criterion.log_keys]
+    if metric not in logged:  # fairseq would fail at the end of the first validation
+        raise OptionError(
+            f"checkpoint.best_checkpoint_metric={metric} is not what criterion model logs"
+            f"{did_you_mean(metric, logged)}; metrics: {', '.join(logged)}"
         )
 
 

@@ -160,9 +160,7 @@ def training_length(cfg: SignPretrainingConfig, plans: list[UpdatePlan], rows: i
         rows: of an epoch.
         batches: of an epoch, where they are filled by frames.
     """
-    updates = tuple(
-        plan.count(batches, plan.size) if plan.rows is None else plan.count(rows, plan.rows) for plan in plans
-    )
+    updates = tuple(plan.count_batches(batches) if plan.rows is None else plan.count(rows) for plan in plans)
     return TrainingLength(updates, cfg.max_update, cfg.max_epoch)
 
 

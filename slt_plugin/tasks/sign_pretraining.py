@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf import OmegaConf
@@ -14,7 +15,7 @@ from slt_plugin.data.selection import within_durations
 from slt_plugin.data.updates import UpdatePlan
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.schedule import TrainingLength, announce
-from slt_plugin.tasks.checks import check_best_direction, check_parameter_groups
+from slt_plugin.tasks.checks import check_best_direction, check_metric_of_model, check_parameter_groups
 from slt_plugin.tasks.finite import check_finite, gradients_to_check
 from slt_plugin.tasks.manifest_task import CLIP_OPTIONS, ManifestTask, clip_options
 from slt_plugin.tasks.pictures import ValidationPictures, check_picture_options
@@ -30,6 +31,7 @@ from slt_plugin.tasks.pretraining_options import (
 
 logger = logging.getLogger(__name__)
 
+DRAWS = ("seed", "repeat_aug", "clips_per_update")  # with the epoch, they say what an update is made of
 STARTS = {"pretrained": None, "pretrained_decoder": False}  # model options that a checkpoint's weights replace
 
 
@@ -48,6 +50,7 @@ class SignPretrainingTask(ManifestTask):
     def __init__(self, cfg: SignPretrainingConfig, *, from_checkpoint: bool = False):
         super().__init__(cfg)
         check_options(cfg)
+        self._trains = not from_checkpoint  # and not only reads one
         self.needs_texts = False  # of the criterion, once it is built
         self.weights_follow = False  # whether the model that is built gets its values from a checkpoint at once
         self._pictures = ValidationPictures(cfg)
@@ -57,12 +60,46 @@ class SignPretrainingTask(ManifestTask):
     # state
 
     def state_dict(self) -> dict:
-        return {"clips": {name: getattr(self.cfg, name) for name in CLIP_OPTIONS}}
+        groups = {"clips": CLIP_OPTIONS, "draws": DRAWS}
+        return {group: {name: getattr(self.cfg, name) for name in names} for group, names in groups.items()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Takes the options of clips from a checkpoint, so that they are cut as in its training."""
-        for name, value in state_dict["clips"].items():
-            setattr(self.cfg, name, value)
+        """Where a checkpoint is only read: takes its options of clips, so that they are cut as in its training.
+
+        Raises:
+            OptionError: this task trains, and cuts clips in another way.
+        """
+        clips = state_dict["clips"]
+        if not self._trains:
+            for name, value in clips.items():
+                setattr(self.cfg, name, value)
+            return
+        # validation data is loaded already: what is taken over now would hold for training alone
+        if changed := self._changes(clips):
+            raise OptionError(
+                f"the checkpoint was trained on another source: {', '.join(changed.values())}. Give the checkpoint's "
+                "options"
+            )
+        # a checkpoint of before has no draws
+        changed = self._changes(state_dict.get("draws", {}))
+        if changed and distributed_utils.get_global_rank() == 0:
+            told = (
+                ". Validation draws other clips and masks for another seed, so that its losses do not compare with the "
+                "best one so far: checkpoint.reset_meters=true forgets that"
+            )
+            logger.warning(
+                "the checkpoint was trained with other draws: %s%s",
+                ", ".join(changed.values()), told if "seed" in changed else "",
+            )  # fmt: skip
+
+    def _changes(self, theirs: dict) -> dict[str, str]:
+        """For each option that a checkpoint has another value of: 'task.clip_size=64 (checkpoint: 32)'."""
+        ours = {name: getattr(self.cfg, name) for name in theirs}
+        return {
+            name: f"{'common' if name == 'seed' else 'task'}.{name}={ours[name]} (checkpoint: {value})"
+            for name, value in theirs.items()
+            if ours[name] != value
+        }
 
     # data
 
@@ -103,6 +140,12 @@ class SignPretrainingTask(ManifestTask):
     def _rows(self, name: str, clips: RandomClips) -> tuple[list[Row], list[tuple[int, float]]]:
         """The rows of a manifest that have a fitting duration, with their frames and rates."""
         rows = read_manifest(self._manifest(name), require_text=self.needs_texts)
+        if unknown := sum(not clips.length_is_known(row) for row in rows):
+            logger.info(
+                "%s: opening the files of %d of %d rows for their length; columns num_frames and fps of the manifest "
+                "would tell it",
+                name, unknown, len(rows),
+            )  # fmt: skip
         lengths = [clips.length(row) for row in rows]
         kept = within_durations(
             name,
@@ -118,6 +161,7 @@ class SignPretrainingTask(ManifestTask):
 
         Raises:
             OptionError: ``task.clips_per_update`` does not go into the batches that the options allow.
+            DataError: an epoch has fewer rows than there are ranks.
         """
         if dataset.training:
             self._plan_updates(dataset, options)
@@ -176,8 +220,28 @@ class SignPretrainingTask(ManifestTask):
 
     def build_criterion(self, cfg, from_checkpoint: bool = False):
         criterion = super().build_criterion(cfg, from_checkpoint)
+        if self._trains:
+            check_metric_of_model(self.cfg, criterion)
         self.needs_texts = getattr(criterion, "needs_texts", False)
+        if self.needs_texts and self.cfg.repeat_aug > 1:
+            raise OptionError(
+                f"task.repeat_aug={self.cfg.repeat_aug} with a contrastive loss: the clips of a row would be wrong "
+                "answers for each other's text; set task.repeat_aug=1"
+            )
+        if self.needs_texts:
+            self._refuse_repeated_rows()
         return criterion
+
+    def _refuse_repeated_rows(self) -> None:
+        """Raises OptionError where an epoch, and so one update, may have a row more than once."""
+        ratios = ratios_of(self.cfg.train_ratios, manifest_names(self.cfg.train_subset))
+        if max(ratios) > 1:
+            lower = ",".join(f"{ratio / max(ratios):.4g}" for ratio in ratios)
+            raise OptionError(
+                f"task.train_ratios={self.cfg.train_ratios} with a contrastive loss: an update could hold a row twice, "
+                f"and its clips would be wrong answers for each other's text; give ratios of at most 1, such as "
+                f"'task.train_ratios=\"{lower}\"', and more epochs"
+            )
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         check_parameter_groups(model, optimizer)
