@@ -113,3 +113,10 @@ def test_missing_paths_are_found():
         "slt-doctor",
         "slt-import-checkpoint",
     ]
+
+
+def test_links_within_the_readme_lead_somewhere():
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", README, flags=re.S), flags=re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = set(re.findall(r"\]\(#([^)]+)\)", README))
+    assert links and links <= anchors, links - anchors
