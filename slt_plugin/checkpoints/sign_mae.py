@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from slt_plugin.checkpoints.errors import CheckpointError
 from slt_plugin.checkpoints.foreign import read_content
+from slt_plugin.checkpoints.keymaps import CheckpointError, KeyTable, fit
 from slt_plugin.checkpoints.recognise import looks_like
 from slt_plugin.common.messages import listing
 from slt_plugin.modules.hiera_mae import SignHieraMAE
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # names): sign_clip and sign_mae of ours, SSVP-SLT's CLIP, SSVP-SLT's MAE, the public Hiera video MAE
 LAYOUTS = (("model", "mae."), ("clip", "visual.transformer."), ("model", ""), ("model_state", ""), ("", ""))
 MARK = "decoder_pred.weight"
+TABLE = KeyTable(name="autoencoder", renames=())  # nothing may be missing, nothing left over
 
 
 def load_sign_mae(path: str | Path, mae: SignHieraMAE) -> None:
@@ -36,23 +37,12 @@ def load_sign_mae(path: str | Path, mae: SignHieraMAE) -> None:
     own = mae.state_dict()
     named = any(name.startswith("encoder.") for name in state)
     theirs = {name if named else _public(name): value for name, value in own.items()}
-    missing = [name for name in theirs if name not in state]
-    unexpected = [name for name in state if name not in theirs]
-    shapes = [
-        f"{name} ({tuple(state[name].shape)}, here {tuple(value.shape)})"
-        for name, value in theirs.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    problems = [
-        f"{label}: {listing(names)}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
-        if names
-    ]
-    if problems:
+    try:
+        fit(state, theirs, TABLE)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{path}: the autoencoder is of another size: {'; '.join(problems)}. Choose its model.variant, or take its "
-            "encoder alone (model.pretrained_decoder=false)"
-        )
+            f"{path}: {error}. Choose its model.variant, or take its encoder alone (model.pretrained_decoder=false)"
+        ) from error
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path}: {listing(broken)} hold values that are not finite: it is damaged or diverged")

@@ -10,10 +10,10 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
-from slt_plugin.checkpoints.errors import CheckpointError
 from slt_plugin.checkpoints.importer import load_sign_hiera
+from slt_plugin.checkpoints.keymaps import CheckpointError, KeyTable, fit
 from slt_plugin.checkpoints.sign_mae import load_sign_mae
-from slt_plugin.common.messages import did_you_mean, listing
+from slt_plugin.common.messages import did_you_mean
 from slt_plugin.data.transforms import normalise
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.parameter_groups import no_weight_decay
@@ -94,19 +94,12 @@ def undecayed(module: nn.Module) -> list[nn.Parameter]:
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor], options: str) -> None:
     """Raises CheckpointError where a state dict is not of such a model; ``options`` are those that would differ."""
-    own = model.state_dict()
-    problems = [
-        f"{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(value.shape)} here"
-        for name, value in own.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    problems += [f"{name} is not in the checkpoint" for name in own if name not in state]
-    problems += [f"{name} of the checkpoint is not in the model" for name in state if name not in own]
-    if problems:
+    try:
+        fit(state, model.state_dict(), KeyTable(name=type(model).__name__, renames=()))
+    except CheckpointError as error:
         raise CheckpointError(
-            f"the checkpoint is of another model: {listing(problems, 3)}. Give {options} as in its training, or "
-            "another checkpoint.save_dir to start afresh"
-        )
+            f"{error}. Give {options} as in its training, or another checkpoint.save_dir to start afresh"
+        ) from error
 
 
 def prepare_clips(src_tokens: Tensor, src_lengths: Tensor) -> tuple[Tensor, Tensor]:
