@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does pretraining the video encoder help? On the quickstart's videos, with as many updates of training each and over
 # several seeds: from scratch; with the encoder of a masked autoencoder, frozen; with the same encoder trained further.
-# Finished steps are skipped when it runs again. Half an hour on two idle CPU cores. Settings are environment variables:
+# Finished steps are skipped when it runs again. It is nine trainings of the quickstart long. Settings are variables:
 # SEEDS ("1 2 3") UPDATES (400, of each training) ABLATION (folder of results: runs/ablation)
 # PYTHON VENV CONSTRAINTS DATA VIDEO_DATA (scripts/common.sh explains them).
 set -euo pipefail
