@@ -150,7 +150,7 @@ def test_sign_clip_without_its_text_tower(video_corpus, checkpoint, tmp_path, ca
         (lambda state: state.pop("task_state"), "expected a checkpoint of slt-pretrain"),
         (lambda state: state["cfg"]["model"].update(variant="huge"), "model.variant=huge is not known here"),
         (lambda state: state["cfg"]["criterion"].update(no_mae=True), "criterion.no_mae=true"),
-        (lambda state: state["model"].pop("mae.mask_token"), "missing: mask_token"),
+        (lambda state: state["model"].pop("mae.mask_token"), "missing names: mask_token"),
     ],
 )
 def test_other_checkpoints_are_refused(video_corpus, checkpoint, tmp_path, capsys, edit, message):
