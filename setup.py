@@ -42,6 +42,7 @@ setup(
         "sentencepiece>=0.2,<0.3",
         "sacrebleu>=2.5,<3",
         "submitit>=1.5,<2",
+        "hydra-submitit-launcher>=1.2,<2",  # fairseq-hydra-train -m hydra/launcher=submitit_slurm
         "hydra-core>=1.3.2,<1.4",
         "numpy>=2,<3",
         "pose-format>=0.14,<0.16",
