@@ -100,7 +100,11 @@ def allow_fairseq_classes() -> None:
 
 @functools.wraps(_fairseq_save)
 def save_atomically(obj, filename, async_write=False):
-    """Replaces fairseq's save, which retries a failed write at the position where the first one stopped."""
+    """Replaces fairseq's save, which retries a failed write at the position where the first one stopped.
+
+    Raises:
+        CheckpointError: the file cannot be written; one of that name is as it was.
+    """
     if async_write or not PathManager.supports_rename(filename):
         return _fairseq_save(obj, filename, async_write)
     for attempt in range(1, SAVE_ATTEMPTS + 1):
@@ -110,8 +114,8 @@ def save_atomically(obj, filename, async_write=False):
             return None
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             if attempt == SAVE_ATTEMPTS:
-                raise
-            logger.warning("cannot write %s (%s); trying again", filename, error)
+                raise _unwritten(filename, error) from error
+            logger.warning("cannot write %s (%s); trying again", filename, _reason(error))
             time.sleep(SAVE_PAUSE_SECONDS)
 
 
@@ -130,8 +134,11 @@ def copy_atomically(src_path, dst_path, overwrite=False):
     try:
         os.link(src_path, temporary)
     except OSError:  # a file system without hard links
-        with open(src_path, "rb") as source, atomic_open(target) as file:
-            shutil.copyfileobj(source, file, length=2**24)
+        try:
+            with open(src_path, "rb") as source, atomic_open(target) as file:
+                shutil.copyfileobj(source, file, length=2**24)
+        except OSError as error:
+            raise _unwritten(dst_path, error) from error
         return True
     try:
         os.replace(temporary, target)
@@ -139,6 +146,21 @@ def copy_atomically(src_path, dst_path, overwrite=False):
     finally:
         temporary.unlink(missing_ok=True)  # rename() between two names of one file keeps both
     return True
+
+
+def _unwritten(path, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be written: {_reason(error)}. The checkpoints before it are whole; make room (or use another "
+        "checkpoint.save_dir with checkpoint.restore_file), then the same command goes on from the last one"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """torch says "unexpected pos" of a full disk; what the system said stands behind it."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
+        cause = cause.__cause__ or cause.__context__
+    return cause.strerror if cause is not None else str(error)
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:
@@ -172,8 +194,10 @@ def _may_have_writer(path: Path, host: str, pid: int) -> bool:
 
 @functools.wraps(_fairseq_trainer_save)
 def save_with_early_stopping(self, filename, extra_state):
-    """Adds the state of early stopping to what ``Trainer.save_checkpoint`` stores."""
-    return _fairseq_trainer_save(self, filename, {**extra_state, **early_stopping_state()})
+    """Adds the state of early stopping to what ``Trainer.save_checkpoint`` stores, and tells the trainer the time."""
+    begin = time.monotonic()
+    _fairseq_trainer_save(self, filename, {**extra_state, **early_stopping_state()})
+    self.slt_save_seconds = time.monotonic() - begin
 
 
 def early_stopping_state() -> dict:

@@ -14,7 +14,7 @@ from slt_plugin.common.messages import listing
 from slt_plugin.data.clips import Clips, VideoSource
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row
-from slt_plugin.data.manifest_dataset import ManifestDataset
+from slt_plugin.data.manifest_dataset import ManifestDataset, shield_worker
 from slt_plugin.data.sources import Source
 from slt_plugin.data.teacher import TeacherEmbeddings
 
@@ -102,6 +102,7 @@ class SignDataset(ManifestDataset):
     def __getitem__(self, index: int) -> dict | None:
         if not self.reads_media:
             return None
+        shield_worker()
         rng = np.random.default_rng((self.seed, self.epoch, int(index))) if self.training else None
         source = self.source.load(self.rows[index], epoch=self.epoch, rng=rng)
         if isinstance(source, Clips):

@@ -1,6 +1,25 @@
 """What fairseq datasets over manifests have in common: epochs, and when fairseq may read media through them."""
 
+import os
+import signal
+
 from fairseq.data import FairseqDataset
+from torch.utils.data import get_worker_info
+
+_shielded = 0  # the process that outlives a SIGTERM
+
+
+def shield_worker() -> None:
+    """Lets a loader worker outlive one SIGTERM; in other processes and later nothing happens.
+
+    Before a preemption SLURM may send it to all processes of a job. The training then goes on for some batches and
+    ends its workers itself; a dead one would end it at once.
+    """
+    global _shielded
+    if _shielded != os.getpid() and get_worker_info() is not None:
+        _shielded = os.getpid()
+        # the second one is multiprocessing's, at exit
+        signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 class ManifestDataset(FairseqDataset):

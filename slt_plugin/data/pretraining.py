@@ -14,7 +14,7 @@ from slt_plugin.data.clips import ClipOptions, VideoSource
 from slt_plugin.data.draws import Draw, generator
 from slt_plugin.data.errors import DataError, naming_row
 from slt_plugin.data.manifest import Row
-from slt_plugin.data.manifest_dataset import ManifestDataset
+from slt_plugin.data.manifest_dataset import ManifestDataset, shield_worker
 from slt_plugin.data.sampling import clip_length
 from slt_plugin.data.segments import known_frames
 from slt_plugin.data.selection import EpochRows
@@ -159,6 +159,7 @@ class PretrainingDataset(ManifestDataset):
         """Item ``index`` of the epoch: the row's number and its clips."""
         if not self.reads_media:
             return None
+        shield_worker()
         row = int(self._row_numbers[index])
         first = int(self._times[index]) * self.copies
         if self.training:

@@ -1,28 +1,20 @@
 """Ending a long run in order."""
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from slt_plugin.common.stopping import Stopping
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, the end of a job, and SLURM's before it
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Ctrl-C and SIGTERM end the run in order (a second one at once): gives the signal that came, None so far."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # Python lets only the main thread set handlers
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(number, old[number])
-
-    for number in old:
-        signal.signal(number, note)
+    """Signals end the run in order (a second one at once): gives the signal that came, None so far."""
+    stopping = Stopping(SIGNALS, "what is extracted is written, then the run ends", second=True)
+    stopping.listen()
     try:
-        yield lambda: received[0] if received else None
+        yield lambda: stopping.received
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        stopping.restore()

@@ -15,7 +15,9 @@ import slt_plugin.models.sonar
 import slt_plugin.tasks.sign_pretraining
 import slt_plugin.tasks.sign_to_text  # noqa: F401
 from slt_plugin.checkpoints import half_precision, mapped, safe
+from slt_plugin.tasks import preemption
 
 half_precision.install()
 mapped.install()
 safe.install()
+preemption.install()

@@ -1,0 +1,190 @@
+"""Training that may be interrupted: hooks onto fairseq 0.12.3's training loop, put in place by ``install()``.
+
+fairseq sets no signal handler: SIGUSR2, which SLURM sends before a time limit, and SIGTERM, which it sends before a
+preemption, end it with what the last periodic checkpoint holds. Here they are noted; at the end of the update (and of
+its validation, if there is one) all ranks together save ``checkpoint_last.pt`` and end, and the first one has SLURM
+queue the job again. Training goes on from there as if nothing had happened.
+
+``tests/test_preemption.py`` pins the source of what is wrapped and fails when another fairseq is installed.
+"""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from fairseq import checkpoint_utils, trainer
+from fairseq.distributed import utils as distributed_utils
+from fairseq_cli import train as fairseq_train
+
+from slt_plugin.common.errors import SltError
+from slt_plugin.common.stopping import Stopping, give_back
+from slt_plugin.tasks.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+DELAY = "SLT_SIGNAL_DELAY"  # environment: seconds between SIGUSR2 and the end of the job
+FIRST_UPDATES = 2  # not timed: they compile, fill caches and wait for the first batches
+MARGIN_SECONDS = 5.0  # requeueing takes as long as the controller needs to answer
+
+_fairseq_init = trainer.Trainer.__init__
+_fairseq_train = fairseq_train.train
+_fairseq_validate_and_save = fairseq_train.validate_and_save
+_fairseq_steps = {name: getattr(trainer.Trainer, name) for name in ("train_step", "valid_step", "save_checkpoint")}
+
+_stopping = Stopping(SIGNALS, "the training is saved after this update, then it ends", second=False)
+_watchdog = Watchdog()
+_current: weakref.ref | None = None  # the Trainer of this process
+
+
+class TrainingError(SltError):
+    """A training that did not train."""
+
+
+class BoundaryClock:
+    """How long a training takes from one point where it can stop to the next, against the time that a signal leaves."""
+
+    def __init__(self, delay: float | None):
+        self.delay = delay
+        self.count, self.last, self.longest, self.warned = 0, time.monotonic(), 0.0, 0.0
+
+    def tick(self, save_seconds: float) -> None:
+        """The end of an update, its validation and its checkpoint; ``save_seconds``: of the last checkpoint."""
+        now = time.monotonic()
+        if self.count >= FIRST_UPDATES:
+            self.longest = max(self.longest, now - self.last)
+        self.count, self.last = self.count + 1, now
+        needed = self.longest + save_seconds + MARGIN_SECONDS
+        if self.delay is not None and needed > self.delay and needed > 1.2 * self.warned:
+            self.warned = needed
+            logger.warning(
+                "THE SIGNAL COMES TOO LATE: SLURM leaves %.0f s between SIGUSR2 and the end of the job, but an update "
+                "with its validation took up to %.0f s and a checkpoint %.0f s. What was trained since the last "
+                "checkpoint would be lost: give launcher.signal_delay=%d (sbatch --signal=USR2@%d and %s=%d)",
+                *(self.delay, self.longest, save_seconds, *[int(2 * needed)] * 2, DELAY, int(2 * needed)),
+            )
+
+
+_clock = BoundaryClock(None)
+
+
+def install() -> None:
+    """Puts the hooks in place; calling it again changes nothing."""
+    trainer.Trainer.__init__ = begin
+    trainer.Trainer.train_step, trainer.Trainer.valid_step = train_step, valid_step
+    for module in _training_modules():
+        module.train, module.validate_and_save = train, validate_and_save
+
+
+def restore() -> None:
+    """Ends what a training has begun in this process: signal handlers and the watchdog."""
+    _stopping.restore()
+    _watchdog.stop()
+
+
+def check_trained() -> None:
+    """Raises TrainingError where this process was to train and has no update to show for it."""
+    current = _current() if _current is not None else None
+    if current is None:
+        raise TrainingError("nothing was trained: fairseq ended without building a trainer")
+    if current.get_num_updates() == 0:
+        raise TrainingError(
+            "nothing was trained: no update was made. Look at optimization.max_epoch, optimization.max_update, "
+            "optimization.stop_min_lr against the learning rate at the start, and at batches skipped in the log"
+        )
+
+
+def _training_modules() -> Iterator[ModuleType]:
+    # the training script is __main__ under `python -m fairseq_cli.train`
+    for name in ("fairseq_cli.train", "__main__"):
+        module = sys.modules.get(name)
+        if hasattr(module, "validate_and_save"):
+            yield module
+
+
+@functools.wraps(_fairseq_init)
+def begin(self, cfg, *args, **options):
+    """From here on signals are noted: before this there is nothing to save."""
+    global _current, _clock
+    _stopping.listen()
+    delay = os.environ.get(DELAY)
+    _clock = BoundaryClock(float(delay) if delay and "SLURM_JOB_ID" in os.environ else None)
+    _fairseq_init(self, cfg, *args, **options)
+    _current = weakref.ref(self)
+
+
+@functools.wraps(_fairseq_steps["train_step"])
+def train_step(self, *args, **options):
+    _watchdog.beat()
+    return _fairseq_steps["train_step"](self, *args, **options)
+
+
+@functools.wraps(_fairseq_steps["valid_step"])
+def valid_step(self, *args, **options):
+    _watchdog.beat()
+    return _fairseq_steps["valid_step"](self, *args, **options)
+
+
+@functools.wraps(_fairseq_train)
+def train(cfg, trainer, task, epoch_itr):
+    """One epoch; none where the checkpoint is of a finished training, of which fairseq would make one more update."""
+    if _is_finished(cfg, trainer):
+        logger.info("the training is complete with its %d updates: nothing is left to do", trainer.get_num_updates())
+        return [None], True
+    _watchdog.start(cfg.distributed_training.heartbeat_timeout, trainer)
+    try:
+        return _fairseq_train(cfg, trainer, task, epoch_itr)
+    finally:
+        _watchdog.stop()
+
+
+def _is_finished(cfg, trainer) -> bool:
+    if cfg.optimization.max_update and trainer.get_num_updates() >= cfg.optimization.max_update:
+        return True
+    stops = [module.should_stop_early for module in _training_modules() if hasattr(module, "should_stop_early")]
+    return 0 < cfg.checkpoint.patience <= max((getattr(stop, "num_runs", 0) for stop in stops), default=0)
+
+
+@functools.wraps(_fairseq_validate_and_save)
+def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
+    """The end of an update: the one place where the state of all ranks is whole."""
+    valid_losses, should_stop = _fairseq_validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+    _clock.tick(getattr(trainer, "slt_save_seconds", 0.0))
+    number = _agreed(trainer)
+    if number and not should_stop:
+        _save_and_leave(number, cfg, trainer, epoch_itr)
+    return valid_losses, should_stop
+
+
+def _agreed(trainer) -> int:
+    """The signal that any rank has received, 0 for none: all have to stop at the same update."""
+    number = _stopping.received or 0
+    if trainer.data_parallel_world_size == 1:
+        return number
+    heard = torch.tensor([number], device=trainer.device)
+    distributed_utils.all_reduce(heard, group=trainer.data_parallel_process_group, op="max")
+    return int(heard)
+
+
+def _save_and_leave(number: int, cfg, trainer, epoch_itr) -> None:
+    """Raises SystemExit. Not an error to fairseq, Hydra and submitit, which catch or wrap those."""
+    name, updates = signal.Signals(number).name, trainer.get_num_updates()
+    logger.info("%s: saving at update %d", name, updates)
+    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+    if cfg.checkpoint.no_save or cfg.checkpoint.no_last_checkpoints:
+        logger.warning("checkpoint.no_save or no_last_checkpoints is set: this training cannot go on from here")
+    status = torch.zeros(1, dtype=torch.long, device=trainer.device)
+    if trainer.data_parallel_rank == 0:
+        message, code = give_back(number, _stopping.replaced(signal.SIGUSR2), os.environ)
+        logger.warning("stopped at update %d. %s", updates, message)
+        status += code
+    if trainer.data_parallel_world_size > 1:  # a rank that ended first would have srun kill the one that requeues
+        distributed_utils.all_reduce(status, group=trainer.data_parallel_process_group)
+    raise SystemExit(int(status))
