@@ -1,14 +1,20 @@
-"""slt-doctor: the checks themselves on made-up versions, and one real run in this environment."""
+"""slt-doctor: environment checks on made-up versions, the report, and real runs in this environment."""
 
+import dataclasses
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from slt_plugin.cli import doctor
-from slt_plugin.cli.doctor import FAIL, OK, WARN
+from slt_plugin.cli.checks import child, machine, python_environment, result
+from slt_plugin.cli.checks.result import FAIL, OK, WARN, Check
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,7 +23,7 @@ ROOT = Path(__file__).parents[1]
     ("version", "status"), [((3, 10, 9), FAIL), ((3, 11, 0), OK), ((3, 12, 9), OK), ((3, 13, 0), FAIL)]
 )
 def test_python(version, status):
-    check = doctor.check_python(version)
+    check = python_environment.check_python(version)
     assert check.status == status
     assert ("PYTHON=" in check.remedy) == (status == FAIL)
 
@@ -34,7 +40,7 @@ def test_python(version, status):
     ],
 )
 def test_requirement(requirement, version, extra, status, text):
-    check = doctor.check_requirement(Requirement(requirement), version, extra=extra)
+    check = python_environment.check_requirement(Requirement(requirement), version, extra=extra)
     assert check.status == status
     assert text in f"{check.found} {check.remedy}"
 
@@ -50,14 +56,14 @@ def test_requirement(requirement, version, extra, status, text):
     ],
 )
 def test_build_cuda(line, cuda):
-    assert doctor.build_cuda(line) == cuda
+    assert python_environment.build_cuda(line) == cuda
 
 
 def test_cuda_of_the_installed_torch_is_read_without_importing_it():
     import torch
 
-    assert doctor.installed_cuda("torch") == (torch.version.cuda or "cpu")
-    assert doctor.installed_cuda("no_such_package") is None
+    assert python_environment.installed_cuda("torch") == (torch.version.cuda or "cpu")
+    assert python_environment.installed_cuda("no_such_package") is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_cuda_of_the_installed_torch_is_read_without_importing_it():
     ],
 )
 def test_cuda_builds(torch, other, status, text):
-    (check,) = doctor.check_cuda_builds(torch, {"torchaudio": other})
+    (check,) = python_environment.check_cuda_builds(torch, {"torchaudio": other})
     assert check.status == status
     assert text in check.remedy
 
@@ -80,62 +86,46 @@ def test_cuda_builds(torch, other, status, text):
     ("owners", "status"), [(["ve-fairseq"], OK), (["fairseq"], FAIL), (["fairseq", "ve-fairseq"], FAIL), ([], FAIL)]
 )
 def test_fairseq(owners, status):
-    check = doctor.check_fairseq(owners)
+    check = python_environment.check_fairseq(owners)
     assert check.status == status
     assert ("pip install ve-fairseq" in check.remedy) == (status == FAIL)
 
 
-H200 = "NVIDIA H200, 580.95.05, 143771 MiB"
-V100 = "Tesla V100-SXM2-32GB, 535.104.05, 32768 MiB"
-OLD = "Tesla K80, 470.82.01, 11441 MiB"
+# ---- children, report
 
 
-@pytest.mark.parametrize(
-    ("report", "cuda", "statuses", "text"),
-    [
-        (H200, "13.0", [OK], ""),
-        (f"{H200}\n{H200}", "12.6", [OK, OK], ""),
-        (V100, "13.0", [FAIL], "driver 580 or newer: update the driver, or use constraints-cuda12.txt"),
-        (V100, "12.6", [OK], ""),
-        (OLD, "12.6", [FAIL], "driver 525 or newer: update the driver"),
-        (H200, "cpu", [FAIL], "CPU-only"),
-        (H200, None, [OK], ""),
-        (None, "13.0", [WARN], "srun"),
-        ("", "13.0", [WARN], "srun"),
-    ],
-)
-def test_gpus(report, cuda, statuses, text):
-    checks = doctor.check_gpus(report, cuda)
-    assert [check.status for check in checks] == statuses
-    assert text in checks[0].remedy
-    assert ("cuda12" in checks[0].remedy) == (report == V100 and cuda == "13.0")
-
-
-def test_amounts():
-    bounds = {"warn": 4, "fail": 2, "remedy": "get more"}
-    assert doctor.check_amount("memory", 8, **bounds) == doctor.Check(OK, "memory", "8.0 GB")
-    assert doctor.check_amount("memory", 3.96, **bounds) == doctor.Check(WARN, "memory", "4.0 GB", "get more")
-    assert doctor.check_amount("memory", 1, **bounds).status == FAIL
+def test_children_that_fail_crash_hang_or_do_not_exist():
+    assert child.run_python("-c", "print('x')") == child.Output("x\n", None)
+    assert child.run_python("-c", "import sys; sys.exit('the reason\\n')").problem == "the reason"
+    assert child.run_python("-c", "import os; os._exit(7)").problem == "exit code 7"
+    assert child.run_python("-c", "import os; os.kill(os.getpid(), 11)").problem == "ended by SIGSEGV"
+    hangs = child.run_python("-c", "import time; print('before', flush=True); time.sleep(60)", timeout=1.0)
+    assert hangs == child.Output("before\n", "no answer within 1 s")
+    assert "No such file" in child.run(["no-such-command"], 1.0).problem
+    mixed = child.Output('noise\n{"fact": "a", "x": 1}\n[1]\n{"b": 2}\n', None)
+    assert child.read_facts(mixed) == {"a": {"fact": "a", "x": 1}}
 
 
 def test_imports_in_a_child_report_each_failure_and_survive_a_crash(tmp_path, monkeypatch):
     (tmp_path / "doctor_crash.py").write_text("import os\nprint('json')\nos._exit(7)\n")
     (tmp_path / "doctor_error.py").write_text("raise RuntimeError('compiled with different CUDA versions')\n")
+    (tmp_path / "doctor_hangs.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    failed = doctor.failed_imports(("json", "doctor_crash", "csv", "doctor_error", "no_such_module"))
+    failed = python_environment.failed_imports(("json", "doctor_crash", "csv", "doctor_error", "no_such_module"))
     assert failed == {
         "doctor_crash": "exit code 7",
         "doctor_error": "RuntimeError: compiled with different CUDA versions",
         "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'",
     }
-    assert doctor.failed_imports(("json", "csv")) == {}
+    assert python_environment.failed_imports(("json", "csv")) == {}
+    assert python_environment.failed_imports(("doctor_hangs",), timeout=1.0) == {"doctor_hangs": "no answer within 1 s"}
 
 
 def test_user_dir_warns_of_another_folder_of_that_name(tmp_path):
-    assert doctor.check_user_dir(tmp_path).status == OK
-    assert doctor.check_user_dir(ROOT).status == OK  # the repository itself
+    assert python_environment.check_user_dir(tmp_path).status == OK
+    assert python_environment.check_user_dir(ROOT).status == OK  # the repository itself
     (tmp_path / "slt_plugin").mkdir()
-    check = doctor.check_user_dir(tmp_path)
+    check = python_environment.check_user_dir(tmp_path)
     assert check.status == WARN
     assert "slt-doctor --user-dir" in check.remedy
 
@@ -146,37 +136,127 @@ def test_user_dir_option_prints_only_the_folder(capsys):
 
 
 def test_packages_cover_setup_py_once_each():
-    names = [check.name for check in doctor.check_packages()]
+    names = [check.name for check in python_environment.check_packages()]
     assert {"ve-fairseq", "torch", "hydra-core", "transformers", "gradio"} <= set(names)
     assert len(names) == len(set(names))
+    assert max(map(len, names)) <= result.NAME_WIDTH
 
 
-def test_exit_code_and_report_follow_the_checks(monkeypatch, capsys):
-    checks = [doctor.Check(OK, "Python", "3.11.7"), doctor.Check(WARN, "GPU", "none", "buy one")]
-    monkeypatch.setattr(doctor, "run_checks", lambda: checks)
+def test_amounts():
+    bounds = {"warn": 4, "fail": 2, "remedy": "get more"}
+    assert result.check_amount("memory", 8, **bounds) == Check(OK, "memory", "8.0 GB")
+    assert result.check_amount("memory", 3.96, **bounds) == Check(WARN, "memory", "4.0 GB", "get more")
+    assert result.check_amount("memory", 1, **bounds).status == FAIL
+
+
+def test_machine_counts_the_cores_that_are_allowed(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    assert machine.check_machine()[-1].found == f"1 usable of {os.cpu_count()}"
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    checks = [Check(OK, "Python", "3.11.7"), Check(WARN, "GPU", "none", "buy one")]
+    monkeypatch.setattr(doctor, "sections", lambda folder, workers: (("Machine", lambda: checks), ("None", list)))
+    return checks
+
+
+def test_exit_code_and_report_follow_the_checks(made_up, capsys):
     assert doctor.main([]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "OK    Python  3.11.7",
-        "WARN  GPU     none",
-        "              -> buy one",
-        "1 OK, 1 warnings, 0 failures",
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["Machine"],
+        ["OK", "Python", "3.11.7"],
+        ["WARN", "GPU", "none"],
+        ["->", "buy", "one"],
+        ["None"],
+        ["1", "OK,", "1", "warnings,", "0", "failures"],
     ]
-    checks.append(doctor.Check(FAIL, "fairseq", "broken", "install it"))
+    made_up.append(Check(FAIL, "fairseq", "broken", "install it"))
     assert doctor.main([]) == 1
 
 
-def test_real_run():
+def test_a_check_that_fails_itself_does_not_take_the_others_along(monkeypatch, capsys):
+    def fails() -> list[Check]:
+        raise KeyError("NodeName")
+
+    fine = [Check(OK, "Python", "3.11.7")]
+    monkeypatch.setattr(doctor, "sections", lambda folder, workers: (("SLURM", fails), ("Machine", lambda: fine)))
+    assert doctor.main([]) == 1
+    out = capsys.readouterr().out
+    assert "the check itself failed: KeyError: 'NodeName'" in out and "1 OK, 0 warnings, 1 failures" in out
+
+
+def test_json(made_up, capsys):
+    made_up.append(Check(FAIL, "fairseq", "broken", "install it"))
+    assert doctor.main(["--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"OK": 1, "WARN": 1, "FAIL": 1}
+    assert found["checks"][1] == {
+        "status": "WARN", "name": "GPU", "found": "none", "remedy": "buy one", "section": "Machine",
+    }  # fmt: skip
+
+
+def test_colour_only_in_a_terminal_that_wants_it(made_up):
+    class Stream:
+        def __init__(self, terminal):
+            self.isatty = lambda: terminal
+
+    assert doctor.wants_colour(Stream(True), {"TERM": "xterm"})
+    assert not doctor.wants_colour(Stream(False), {"TERM": "xterm"})
+    assert not doctor.wants_colour(Stream(True), {"TERM": "xterm", "NO_COLOR": "1"})
+    assert not doctor.wants_colour(Stream(True), {"TERM": "dumb"})
+    made_up.append(Check(FAIL, "fairseq", "broken", "install it"))
+    text = result.format_section("Machine", made_up, colour=True)
+    assert [text.count(f"\x1b[{code}m") for code in (32, 33, 31)] == [1, 1, 1]
+    assert "\x1b" not in result.format_section("Machine", made_up, colour=False)
+
+
+def test_real_run(tmp_path):
     """The whole command here, where a failure would be a fault of this environment; it imports nothing heavy itself."""
-    run = subprocess.run([sys.executable, "-m", "slt_plugin.cli.doctor"], capture_output=True, text=True, check=False)
-    failures = [line for line in run.stdout.splitlines() if line.startswith(FAIL)]
-    assert failures == []
-    assert run.returncode == 0, run.stderr
-    assert "import slt_plugin.tasks" in run.stdout
-    code = "import slt_plugin.cli.doctor, sys; print(sorted({'torch', 'fairseq'} & set(sys.modules)))"
+    command = [sys.executable, "-m", "slt_plugin.cli.doctor", "--json", "--folder", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = json.loads(run.stdout)
+    # a nearly full disk is no fault of the code
+    assert [c for c in found["checks"] if c["status"] == FAIL and c["name"] != "free space"] == []
+    assert run.returncode == (found["counts"]["FAIL"] > 0), run.stderr
+    names = {check["name"] for check in found["checks"]}
+    assert {"import slt_plugin.tasks", "fused attention", "decoding", "writing", "hard links"} <= names
+    assert list(dict.fromkeys(c["section"] for c in found["checks"])) == [
+        "Environment", "GPU", "Video", "Machine", "Output folder", "SLURM",
+    ]  # fmt: skip
+    assert all(bool(check["remedy"]) == (check["status"] != OK) for check in found["checks"])
+    assert list(tmp_path.iterdir()) == []
+    code = "import slt_plugin.cli.doctor, sys; print(sorted({'torch', 'fairseq', 'numpy', 'av'} & set(sys.modules)))"
     light = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert light.stdout.strip() == "[]"
 
 
+def test_without_torch_everything_else_is_still_reported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "slt_plugin.cli.doctor", "--folder", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    lines = [line.split() for line in run.stdout.splitlines()]
+    failed = {" ".join(line[1:3]) for line in lines if line and line[0] == FAIL}
+    assert run.returncode == 1 and run.stderr == ""
+    assert {"import torch", "import fairseq", "torch ImportError:"} <= failed
+    assert "libcudart.so.13" in run.stdout
+    assert ["OK", "hard", "links", "work"] in lines and ["SLURM"] in lines
+
+
 def test_readme_has_the_section_that_remedies_name():
-    assert doctor.README_SECTION in doctor.CUDA12
-    assert f"# {doctor.README_SECTION}\n" in (ROOT / "README.md").read_text()
+    assert python_environment.README_SECTION in python_environment.CUDA12
+    assert f"# {python_environment.README_SECTION}\n" in (ROOT / "README.md").read_text()
+
+
+def test_launcher_options_in_remedies_exist():
+    from slt_plugin.launch.profile import Profile
+
+    text = "".join(path.read_text() for path in (ROOT / "slt_plugin/cli/checks").glob("*.py"))
+    named = set(re.findall(r"launcher\.(\w+)", text))
+    assert {"chain", "partition"} <= named <= {field.name for field in dataclasses.fields(Profile)}
+
+
+def test_loader_workers_are_those_of_the_configurations():
+    config = yaml.safe_load((ROOT / "slt_plugin/config/finetune/_base.yaml").read_text())
+    assert config["dataset"]["num_workers"] == doctor.WORKERS

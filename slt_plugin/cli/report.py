@@ -1,6 +1,7 @@
-"""slt-report neighbours | compare | reconstruct: embeddings and scores side by side, reconstructions to look at.
+"""slt-report neighbours | compare | reconstruct | sweep: embeddings, scores, reconstructions and trainings to compare.
 
-A further report is a function `_add_<name>` in ADDERS that declares its arguments and, with `run`, what they start.
+A further report is a function `_add_<name>` in ADDERS that declares its arguments and, with `run`, what they start
+(it returns the exit status; None: 0).
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from slt_plugin.cli.progress import progress
 from slt_plugin.cli.reconstruct import add_reconstruct
+from slt_plugin.cli.sweep_report import add_sweep
 from slt_plugin.common.errors import SltError
 from slt_plugin.report.published import PUBLISHED
 
@@ -72,22 +74,21 @@ def _named_file(word: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-ADDERS: tuple[Callable, ...] = (_add_neighbours, _add_compare, add_reconstruct)
+ADDERS: tuple[Callable, ...] = (_add_neighbours, _add_compare, add_reconstruct, add_sweep)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 fine, 1 nothing could be reported, 2 wrong usage."""
+    """Exit status: 0 fine, 1 nothing could be reported (sweep: or a member failed), 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="slt-report", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for add in ADDERS:
         add(commands)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except SltError as error:
         print(f"slt-report {args.command}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

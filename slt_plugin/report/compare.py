@@ -96,7 +96,7 @@ def comparison(systems: Sequence[System], corpus: str | None) -> str:
     notes = _cautions(systems)
     if corpus is not None:
         notes += [f"{corpus}: {NOTES[corpus]}.", f"{UNKNOWN_WAY}."]
-    return "\n".join([_aligned(lines, numbers=range(2, 2 + len(columns))), *notes, *_signatures(systems)])
+    return "\n".join([aligned(lines, numbers=range(2, 2 + len(columns))), *notes, *_signatures(systems)])
 
 
 def _cautions(systems: Sequence[System]) -> list[str]:
@@ -127,7 +127,7 @@ def _signatures(systems: Sequence[System]) -> list[str]:
     return lines
 
 
-def _aligned(lines: Sequence[Sequence[str]], numbers: range) -> str:
+def aligned(lines: Sequence[Sequence[str]], numbers: range) -> str:
     """Columns of equal width; those of ``numbers`` are set to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = []
