@@ -3,6 +3,7 @@
 The forked process leads a process group of its own, so that its loader workers can be killed with it.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import torch
 from conftest import ROOT
+from fairseq_cli.hydra_train import cli_main
 
+import slt_plugin.tasks  # noqa: F401  registers everything
 from slt_plugin.launch.ranks import free_port, rank_words
 
 SMALL = (
@@ -68,9 +71,15 @@ class Forked:
             time.sleep(0.01)
         return self.status
 
+    def send(self, number: int) -> None:
+        """A signal to the process itself, as SLURM sends it to the tasks of a step."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def kill(self) -> None:
         """With its workers, as when a node goes down."""
-        os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         if self.status is None:
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -91,13 +100,9 @@ def train_words(corpus: Path, spm: Path, save_dir: Path, *options: str) -> list[
 
 def run_stock(words: Sequence[str], before: Callable[[], None] | None = None) -> None:
     """fairseq-hydra-train with these words; ``before``: called first, to arrange what a test is about."""
-    import slt_plugin.tasks  # noqa: F401  before fairseq_cli reads its registries
-
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     if before is not None:
         before()
-    from fairseq_cli.hydra_train import cli_main
-
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["fairseq-hydra-train", *words]
     cli_main()

@@ -23,6 +23,7 @@ from slt_plugin.extraction.sink import StoreSink
 from slt_plugin.extraction.staging import Stager
 
 ROUNDING = 3e-5  # see test_extract
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_killed_and_started_again(many, checkpoint, tmp_path, caplog):
     assert len(read_manifest(out.with_suffix(".tsv"))) == 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPS)
 def test_stopped_by_a_signal(many, checkpoint, tmp_path, monkeypatch, capsys, number):
     """What is finished reaches the disk, though nothing was flushed before."""
     original, taken = StoreSink.features, []
@@ -107,10 +108,10 @@ def test_stopped_by_a_signal(many, checkpoint, tmp_path, monkeypatch, capsys, nu
         return original(self, job, tensor)
 
     monkeypatch.setattr(StoreSink, "features", features)
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(each) for each in STOPS]
     assert run(many, checkpoint, tmp_path / "f.store") == 128 + number
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert f"stopped by {number.name}" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in STOPS] == handlers
+    assert f"ended by {number.name}; the same command goes on" in capsys.readouterr().err
     assert contents(tmp_path / "f.store").keys() == set(taken) and 3 <= len(taken) < 60
 
 

@@ -190,9 +190,12 @@ def test_a_signal_that_leaves_too_little_time_is_told(caplog):
 
 
 def test_nothing_trained_is_an_error(monkeypatch):
-    monkeypatch.setattr(preemption, "_current", None)
-    with pytest.raises(preemption.TrainingError, match="nothing was trained"):
-        preemption.check_trained()
+    for updates, expected in ((None, "without building a trainer"), (0, "no update was made")):
+        monkeypatch.setattr(preemption, "_updates", updates)
+        with pytest.raises(preemption.TrainingError, match=f"nothing was trained: .*{expected}"):
+            preemption.check_trained()
+    monkeypatch.setattr(preemption, "_updates", 3)
+    preemption.check_trained()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a process of a SLURM job knows of its job, and what it asks of SLURM: state, requeueing."""
 
+import math
 import re
 import subprocess
 from collections.abc import Mapping
@@ -112,6 +113,26 @@ def _accounted(job: str, error: SlurmError) -> dict[str, str]:
 def ended(state: str) -> bool:
     """Whether a job in this state does not run again by itself."""
     return state in ENDED
+
+
+def is_cancelled(shown: Mapping[str, str]) -> bool:
+    """Whether the user ends the job, from what `show` says of it when it has got SIGTERM.
+
+    SLURM shows a job that it is ending as COMPLETING, whatever the cause: a cancelled one has time left. (One that
+    SLURM itself takes back into the queue looks the same, and is in good hands.)
+    """
+    state = shown.get("JobState")
+    in_time = _seconds(shown.get("RunTime", "")) < _seconds(shown.get("TimeLimit", ""))
+    return state == "CANCELLED" or (state == "COMPLETING" and in_time)
+
+
+def _seconds(text: str) -> float:
+    """Of SLURM's "D-HH:MM:SS"; infinity for UNLIMITED and what else is no time."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if match is None:
+        return math.inf
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def requeue(job: str) -> None:

@@ -69,8 +69,8 @@ class Stopping:
 def give_back(number: int, submitit: object, environ: Mapping[str, str]) -> tuple[str, int]:
     """Has SLURM queue this job again, once its work is saved; (what happened, in words; the exit status to end with).
 
-    To be called by one process of the job. Outside of a job, and in one that the user has cancelled, nothing is
-    queued.
+    To be called by one process of the job. Outside of a job, after Ctrl-C, and in a job that the user has cancelled,
+    nothing is queued.
 
     Args:
         number: the signal that ended the work.
@@ -79,12 +79,12 @@ def give_back(number: int, submitit: object, environ: Mapping[str, str]) -> tupl
         environ: SLT_REQUEUE=0: jobs that depend on this one go on (launcher.chain).
     """
     name, job = signal.Signals(number).name, slurm.job_id(environ)
-    if job is None:
+    if job is None or number == signal.SIGINT:
         return f"ended by {name}; the same command goes on from here", 128 + number
     if environ.get("SLT_REQUEUE") == "0":
         return f"job {job}: ended by {name}; the next job of the chain goes on from here", TRY_AGAIN
     try:
-        if number == signal.SIGTERM and slurm.show(job).get("JobState") == "CANCELLED":
+        if number == signal.SIGTERM and slurm.is_cancelled(slurm.show(job)):
             return f"job {job} was cancelled: it is not queued again; the same command goes on from here", 128 + number
         if getattr(submitit, "__module__", "").startswith("submitit."):
             _requeue_through(submitit, number)

@@ -37,8 +37,10 @@ def rank_words(words: Sequence[str], environ: Mapping[str, str]) -> list[str]:
         # a task that sees one GPU only is to take that one
         "device_id": ranks.local_rank % max(gpus, 1),
     }
-    if gpus == 0:
+    if gpus == 0 or "common.cpu=true" in words:
         options["distributed_backend"] = "gloo"
+    elif "common.cpu=false" in words:  # of an experiment that is made for CPUs
+        options["distributed_backend"] = "nccl"
     return [f"{GROUP}{name}={value}" for name, value in options.items() if f"{GROUP}{name}" not in given]
 
 

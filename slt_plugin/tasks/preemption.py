@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-import weakref
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -41,7 +40,7 @@ _fairseq_steps = {name: getattr(trainer.Trainer, name) for name in ("train_step"
 
 _stopping = Stopping(SIGNALS, "the training is saved after this update, then it ends", second=False)
 _watchdog = Watchdog()
-_current: weakref.ref | None = None  # the Trainer of this process
+_updates: int | None = None  # of the last training of this process; None: none has begun
 
 
 class TrainingError(SltError):
@@ -91,10 +90,9 @@ def restore() -> None:
 
 def check_trained() -> None:
     """Raises TrainingError where this process was to train and has no update to show for it."""
-    current = _current() if _current is not None else None
-    if current is None:
+    if _updates is None:
         raise TrainingError("nothing was trained: fairseq ended without building a trainer")
-    if current.get_num_updates() == 0:
+    if _updates == 0:
         raise TrainingError(
             "nothing was trained: no update was made. Look at optimization.max_epoch, optimization.max_update, "
             "optimization.stop_min_lr against the learning rate at the start, and at batches skipped in the log"
@@ -112,12 +110,13 @@ def _training_modules() -> Iterator[ModuleType]:
 @functools.wraps(_fairseq_init)
 def begin(self, cfg, *args, **options):
     """From here on signals are noted: before this there is nothing to save."""
-    global _current, _clock
+    global _updates, _clock
     _stopping.listen()
     delay = os.environ.get(DELAY)
     _clock = BoundaryClock(float(delay) if delay and "SLURM_JOB_ID" in os.environ else None)
+    _watchdog.take_over(cfg.distributed_training)
     _fairseq_init(self, cfg, *args, **options)
-    _current = weakref.ref(self)
+    _updates = 0
 
 
 @functools.wraps(_fairseq_steps["train_step"])
@@ -135,14 +134,17 @@ def valid_step(self, *args, **options):
 @functools.wraps(_fairseq_train)
 def train(cfg, trainer, task, epoch_itr):
     """One epoch; none where the checkpoint is of a finished training, of which fairseq would make one more update."""
+    global _updates
+    _updates = trainer.get_num_updates()
     if _is_finished(cfg, trainer):
         logger.info("the training is complete with its %d updates: nothing is left to do", trainer.get_num_updates())
         return [None], True
-    _watchdog.start(cfg.distributed_training.heartbeat_timeout, trainer)
+    _watchdog.start(trainer)
     try:
         return _fairseq_train(cfg, trainer, task, epoch_itr)
     finally:
         _watchdog.stop()
+        _updates = trainer.get_num_updates()
 
 
 def _is_finished(cfg, trainer) -> bool:
