@@ -118,3 +118,25 @@ def write_video_corpus(folder: Path, sizes: dict[str, int], seed: int = 0) -> Pa
 @pytest.fixture(scope="session")
 def video_corpus(tmp_path_factory) -> Path:
     return write_video_corpus(tmp_path_factory.mktemp("videos") / "corpus", {"train": 12, "valid": 5, "test": 7})
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A cluster that takes jobs (slurm_helpers); what the tests submitted and did not wait for is cancelled.
+
+    It is not started here: .ci/run and developers do that with slurm/dev_cluster.sh.
+    """
+    import slurm_helpers
+
+    if reason := slurm_helpers.missing():
+        pytest.skip(reason)
+    yield
+    for job in slurm_helpers.submitted:
+        slurm_helpers.cancel(job)
+
+
+def pytest_collection_modifyitems(items):
+    """Marked ``slurm``: needs the cluster, whether or not the test names the fixture."""
+    for item in items:
+        if item.get_closest_marker("slurm") and "slurm" not in item.fixturenames:
+            item.fixturenames.insert(0, "slurm")
