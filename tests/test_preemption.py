@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_command
 from fairseq import checkpoint_utils, trainer
 from fairseq_cli import train as fairseq_train
 from forked_training import finish, load, start, train_words, training_difference, updates
@@ -119,6 +120,23 @@ def test_workers_outlive_a_sigterm_to_the_whole_group(pose_corpus, spm_model, tm
     assert training_difference(uninterrupted(1, 2), tmp_path / "run") is None
 
 
+def test_the_determinism_switch(pose_corpus, spm_model, tmp_path):
+    words = train_words(pose_corpus, spm_model, tmp_path / "run", "task.deterministic=true")
+
+    def tell_after_an_update():
+        original = fairseq_train.validate_and_save
+
+        def told(*args, **options):
+            print("deterministic:", torch.are_deterministic_algorithms_enabled(), os.environ["CUBLAS_WORKSPACE_CONFIG"])
+            return original(*args, **options)
+
+        fairseq_train.validate_and_save = told
+
+    process = start([*words, "optimization.max_update=1"], tmp_path / "log", before=tell_after_an_update)[0]
+    assert process.wait() == 0
+    assert "deterministic: True :4096:8" in process.text()
+
+
 def test_a_finished_training_is_not_trained_further(pose_corpus, spm_model, tmp_path, uninterrupted):
     run = uninterrupted(1, 0)
     before = (run / "checkpoint_last.pt").read_bytes()
@@ -189,13 +207,20 @@ def test_a_signal_that_leaves_too_little_time_is_told(caplog):
     assert caplog.text == ""  # told once
 
 
-def test_nothing_trained_is_an_error(monkeypatch):
-    for updates, expected in ((None, "without building a trainer"), (0, "no update was made")):
-        monkeypatch.setattr(preemption, "_updates", updates)
-        with pytest.raises(preemption.TrainingError, match=f"nothing was trained: .*{expected}"):
-            preemption.check_trained()
-    monkeypatch.setattr(preemption, "_updates", 3)
-    preemption.check_trained()
+@pytest.mark.parametrize(("updates", "message"), [(None, "without building a trainer"), (0, "no update was made")])
+def test_nothing_trained_is_an_error(monkeypatch, updates, message):
+    monkeypatch.setattr(preemption, "_updates", updates)
+    with pytest.raises(preemption.TrainingError, match=f"nothing was trained: .*{message}"):
+        preemption.check_trained()
+
+
+def test_a_command_that_trains_nothing_fails(pose_corpus, spm_model, tmp_path):
+    """The learning rate is below stop_min_lr from the start: fairseq leaves its loop at once, with exit status 0."""
+    words = (f"task.data={pose_corpus}", f"task.codec_path={spm_model}", f"checkpoint.save_dir={tmp_path / 'run'}",
+             "optimization.stop_min_lr=1", "dataset.num_workers=0")  # fmt: skip
+    result = run_command("slt-finetune", "--config-name", "fingerspelling_pose", *words, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("slt-finetune: nothing was trained: no update was made")
 
 
 @pytest.mark.parametrize(

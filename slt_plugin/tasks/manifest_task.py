@@ -1,9 +1,11 @@
 """What tasks over manifests have in common: where manifests lie, and when fairseq may read media."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
@@ -41,6 +43,10 @@ class ManifestTaskConfig(FairseqDataclass):
     persistent_workers: bool = field(
         default=False,
         metadata={"help": "keep loader workers after their epoch, although the next one starts new ones"},
+    )
+    deterministic: bool = field(
+        default=False,
+        metadata={"help": "GPUs: only kernels that give the same numbers every time; one that has none is an error"},
     )
     train_subset: str = II("dataset.train_subset")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
@@ -105,6 +111,10 @@ class ManifestTask(FairseqTask):
 
     def begin_epoch(self, epoch: int, model) -> None:
         super().begin_epoch(epoch, model)
+        if self.cfg.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(True)
         self._let_validation_read_media(True)
 
     def _let_validation_read_media(self, value: bool) -> None:

@@ -36,7 +36,7 @@ MARGIN_SECONDS = 5.0  # requeueing takes as long as the controller needs to answ
 _fairseq_init = trainer.Trainer.__init__
 _fairseq_train = fairseq_train.train
 _fairseq_validate_and_save = fairseq_train.validate_and_save
-_fairseq_steps = {name: getattr(trainer.Trainer, name) for name in ("train_step", "valid_step", "save_checkpoint")}
+_fairseq_steps = {name: getattr(trainer.Trainer, name) for name in ("train_step", "valid_step", "set_num_updates")}
 
 _stopping = Stopping(SIGNALS, "the training is saved after this update, then it ends", second=False)
 _watchdog = Watchdog()
@@ -78,6 +78,7 @@ def install() -> None:
     """Puts the hooks in place; calling it again changes nothing."""
     trainer.Trainer.__init__ = begin
     trainer.Trainer.train_step, trainer.Trainer.valid_step = train_step, valid_step
+    trainer.Trainer.set_num_updates = set_num_updates
     for module in _training_modules():
         module.train, module.validate_and_save = train, validate_and_save
 
@@ -111,12 +112,20 @@ def _training_modules() -> Iterator[ModuleType]:
 def begin(self, cfg, *args, **options):
     """From here on signals are noted: before this there is nothing to save."""
     global _updates, _clock
+    _updates = 0
     _stopping.listen()
     delay = os.environ.get(DELAY)
     _clock = BoundaryClock(float(delay) if delay and "SLURM_JOB_ID" in os.environ else None)
     _watchdog.take_over(cfg.distributed_training)
     _fairseq_init(self, cfg, *args, **options)
-    _updates = 0
+
+
+@functools.wraps(_fairseq_steps["set_num_updates"])
+def set_num_updates(self, num_updates):
+    """After every update, and when a checkpoint is loaded. The number is kept, not the trainer: it holds the model."""
+    global _updates
+    _updates = num_updates
+    return _fairseq_steps["set_num_updates"](self, num_updates)
 
 
 @functools.wraps(_fairseq_steps["train_step"])
