@@ -28,7 +28,7 @@ CHECKED = {  # DESIGN's set: seen to install and import together
 INSTALLED_BY_SCRIPTS = ("hf", "prep", "track", "dev")
 CLI_HELPERS = {  # files without a command of their own
     "__init__", "adopt_features", "decoding", "errors", "evaluation_checks", "import_sonar", "overrides", "progress",
-    "reconstruct", "training", "training_options", "translation_file",
+    "reconstruct", "training", "training_options", "translation_file", "launching", "sweep_report", "training_launch",
 }  # fmt: skip
 COMMAND_FILES = sorted(p for p in (ROOT / "slt_plugin/cli").glob("*.py") if p.stem not in CLI_HELPERS)
 

@@ -7,7 +7,7 @@ usage: slt-evaluate checkpoint=PATH[:PATH...] data=DIR results=DIR [subset=test]
 
 Options and their defaults: slt_plugin/config/generate/evaluate.yaml. Writes <results>/<subset>/hypotheses.jsonl and
 metrics.json (with sacrebleu's signatures) and prints a table for each subset.
-"""
+{HELP}"""
 
 import json
 import logging
@@ -18,6 +18,7 @@ from pathlib import Path
 from slt_plugin.cli.decoding import Models
 from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
 from slt_plugin.cli.evaluation_checks import MAY_BE_NULL, check_checkpoints, check_options, prepare_results, read_texts
+from slt_plugin.cli.launching import HELP, Request, Work, launch, read_request
 from slt_plugin.cli.overrides import CONFIGS, compose
 from slt_plugin.common.files import atomic_open
 from slt_plugin.common.messages import listing
@@ -119,16 +120,15 @@ def write_results(subset: str, ids: Sequence[str], hypotheses: Sequence[Hypothes
     print(f"{manifest}: {counted} -> {folder}\n{format_table(scores, named)}\n")
 
 
-def evaluate(cfg) -> None:
-    """Decodes and scores every subset of ``cfg``.
+def check(cfg, *, writing: bool) -> tuple[dict[str, list[str]], list[Path]]:
+    """Everything that can be checked without the model; ids of the rows of each subset, checkpoints.
 
-    Everything that can be checked without the model is, before it is loaded; all manifests before the first is decoded.
+    Args:
+        writing: make the results' folders, to see that they can be written.
 
     Raises:
         SltError: options, checkpoints or manifests that cannot be used.
     """
-    import numpy as np
-    from fairseq.utils import set_torch_seed
     from omegaconf import OmegaConf
 
     import slt_plugin.tasks  # noqa: F401  registers everything
@@ -139,9 +139,21 @@ def evaluate(cfg) -> None:
     check_options(cfg)
     check_metrics(list(cfg.metrics))
     ids = {subset: read_texts(Path(str(cfg.data)), subset) for subset in subsets}
-    prepare_results(Path(str(cfg.results)), subsets)
-    paths = check_checkpoints(str(cfg.checkpoint))
+    if writing:
+        prepare_results(Path(str(cfg.results)), subsets)
+    return ids, check_checkpoints(str(cfg.checkpoint))
 
+
+def evaluate(cfg) -> None:
+    """Decodes and scores every subset of ``cfg``: all manifests are read before the first is decoded.
+
+    Raises:
+        SltError: see `check`.
+    """
+    import numpy as np
+    from fairseq.utils import set_torch_seed
+
+    ids, paths = check(cfg, writing=True)
     np.random.seed(cfg.common.seed)
     set_torch_seed(cfg.common.seed)
     # the vocabulary comes from the checkpoint, data and limit from here, as with fairseq-generate
@@ -158,21 +170,51 @@ def evaluate(cfg) -> None:
             "the model was trained on lower-cased text and is scored against references with capitals: "
             "lowercase=true lower-cases both sides"
         )
-    batches = {subset: decoder.batches(subset, cfg) for subset in subsets}
-    for subset in subsets:
+    batches = {subset: decoder.batches(subset, cfg) for subset in ids}
+    for subset in ids:
         write_results(subset, ids[subset], decoder.decode(subset, batches[subset], cfg), cfg)
+
+
+def evaluate_work(request: Request, cfg) -> Work:
+    """What ``slt-evaluate launcher=slurm`` submits: one job. Raises SltError as `check`."""
+    from omegaconf import OmegaConf
+
+    from slt_plugin.launch.estimate import Amount, cost_lines
+
+    ids, _ = check(cfg, writing=not request.dry_run)
+    rows = sum(map(len, ids.values()))
+    return Work(
+        command="slt-evaluate",
+        module="slt_plugin.cli.evaluate",
+        name=Path(str(cfg.results)).name,
+        elements=[request.words],
+        folder=Path(str(cfg.results)) / "slurm",
+        config=OmegaConf.to_yaml(cfg),
+        estimate=[
+            f"rows: {rows:,} ({listing(list(ids))})",
+            *cost_lines(Amount(rows, ""), "sentences", request.profile),
+        ],
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{(CONFIGS / 'evaluate.yaml').read_text()}")
+        print(f"{__doc__.replace('{HELP}', HELP)}\n{(CONFIGS / 'evaluate.yaml').read_text()}")
         return 0 if arguments else 2
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(name)s | %(message)s")
     try:
-        evaluate(compose("evaluate", arguments, may_be_null=MAY_BE_NULL))
+        request = read_request(arguments)
+        cfg = compose("evaluate", request.words, may_be_null=MAY_BE_NULL)
+        if not request.runs_here:
+            return launch(request, evaluate_work(request, cfg))
+        evaluate(cfg)
     except EXPECTED_ERRORS as error:
         print(f"slt-evaluate: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

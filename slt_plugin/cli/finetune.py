@@ -8,6 +8,7 @@ usage: slt-finetune --config-name NAME [hydra options] [option=value ...]
 Own configs: --config-dir FOLDER (then fairseq-hydra-train with the same words does the same).
 """
 
+import sys
 from collections.abc import Sequence
 
 from slt_plugin.cli.training import train
@@ -15,3 +16,7 @@ from slt_plugin.cli.training import train
 
 def main(argv: Sequence[str] | None = None) -> int:
     return train("finetune", __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ Several manifests: 'dataset.train_subset="youtube_asl,how2sign"' 'task.train_rat
 Own configs: --config-dir FOLDER (then fairseq-hydra-train with the same words does the same).
 """
 
+import sys
 from collections.abc import Sequence
 
 from slt_plugin.cli.training import train
@@ -15,3 +16,7 @@ from slt_plugin.cli.training import train
 
 def main(argv: Sequence[str] | None = None) -> int:
     return train("pretrain", __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

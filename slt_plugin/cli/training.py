@@ -2,18 +2,21 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import slt_plugin
 from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
+from slt_plugin.cli.launching import HELP, launch, local_ranks, read_request
 from slt_plugin.cli.overrides import parse
 from slt_plugin.common.errors import SltError
-from slt_plugin.common.messages import did_you_mean
+from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.models.errors import OptionError
 
 PACKAGE = Path(slt_plugin.__file__).parent
 CONFIGS = PACKAGE / "config"  # one folder for each command
+MULTIRUN = ("-m", "--multirun")
 
 
 def config_names(folder: Path) -> list[str]:
@@ -39,14 +42,20 @@ def check_config_name(name: str, folder: Path) -> None:
 
 def hydra_arguments(arguments: Sequence[str], folder: Path) -> list[str]:
     """The command line for fairseq's Hydra entry point: ours plus config folder and user directory."""
-    words = list(arguments)
+    words = sorted(arguments, key=lambda word: word not in MULTIRUN)  # Hydra wants all overrides side by side
     if not any(word.lstrip("+").startswith("common.user_dir=") for word in words):
-        # ranks that fairseq spawns import the plugin through it; Hydra wants all overrides side by side
-        first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-        words.insert(first, f"common.user_dir='{PACKAGE}'")
+        # ranks that fairseq spawns import the plugin through it
+        words = with_overrides(words, [f"common.user_dir='{PACKAGE}'"])
     if not any(word.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for word in words):
         words = ["--config-dir", str(folder), *words]
     return words
+
+
+def with_overrides(arguments: Sequence[str], further: Sequence[str]) -> list[str]:
+    """Further overrides beside those of the command line."""
+    words = list(arguments)
+    first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
+    return [*words[:first], *further, *words[first:]]
 
 
 def check_ranks(arguments: Sequence[str], gpus: int) -> None:
@@ -75,14 +84,15 @@ def train(command: str, usage: str | None, argv: Sequence[str] | None) -> int:
     folder = CONFIGS / command
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not any(a.startswith(("--config-name", "-cn")) for a in arguments):
-        print(f"{usage}\nexperiments: {', '.join(config_names(folder))}")
+        print(f"{usage}{HELP}\nexperiments: {', '.join(config_names(folder))}")
         return 0 if {"-h", "--help"} & set(arguments) else 2
 
     from hydra._internal.utils import get_args
 
-    words = hydra_arguments(arguments, folder)
-    options = get_args(words)
     try:
+        request = read_request(arguments, trains=True)
+        words = hydra_arguments(request.words, folder)
+        options = get_args(words)
         if options.config_path is None:  # else Hydra looks in several places
             check_config_name(options.config_name, Path(options.config_dir))
         overrides = parse(options.overrides, sweep=options.multirun)
@@ -90,17 +100,33 @@ def train(command: str, usage: str | None, argv: Sequence[str] | None) -> int:
         return _failed(command, one_line(error))
 
     import torch
-    from fairseq_cli.hydra_train import cli_main
 
     import slt_plugin.tasks  # noqa: F401  registers everything
+    from slt_plugin.cli.training_launch import check_members_apart, training_work
     from slt_plugin.cli.training_options import check_overrides, explain
+    from slt_plugin.launch.ranks import rank_words
+    from slt_plugin.tasks import preemption
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit before the message below
-    sys.argv = [f"slt-{command}", *words]
     try:
-        check_ranks(arguments, torch.cuda.device_count())
-        check_overrides(overrides)
+        check_overrides(overrides, writing=not request.dry_run)
+        if not request.runs_here:
+            return launch(request, training_work(command, request, options, overrides))
+        if options.multirun:
+            check_members_apart(options, overrides)
+            if request.profile.local_ranks > 1:
+                raise OptionError("launcher.local_ranks is for one training: leave -m out, or use launcher=slurm")
+        status = local_ranks(request, f"slt_plugin.cli.{command}")
+        if status is not None:
+            return status
+        further = rank_words(request.words, os.environ)
+        check_ranks([*request.words, *further], torch.cuda.device_count())
+        from fairseq_cli.hydra_train import cli_main
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit before the message below
+        sys.argv = [f"slt-{command}", *with_overrides(words, further)]
         cli_main()
+        if not _spawned(sys.argv, torch.cuda.device_count()):
+            preemption.check_trained()
     except SltError as error:
         return _failed(command, one_line(error))
     except EXPECTED_ERRORS as error:
@@ -109,10 +135,21 @@ def train(command: str, usage: str | None, argv: Sequence[str] | None) -> int:
         # fairseq puts "cannot load model parameters" in the place of whatever a model says of a checkpoint
         if isinstance(error.__context__, SltError):
             return _failed(command, f"{one_line(error).rstrip('.')}: {one_line(error.__context__)}")
+        if options.multirun:  # its last line names the member
+            traceback.print_exc()
+            return _failed(command, f"{type(error).__name__}: {one_line(error)}")
         raise
     return 0
 
 
+def _spawned(words: Sequence[str], gpus: int) -> bool:
+    """Whether fairseq has started processes of its own, one a GPU: they have trained, this one has not."""
+    return gpus > 1 and not any(word.endswith("distributed_no_spawn=true") for word in words)
+
+
 def _failed(command: str, message: str) -> int:
-    print(f"slt-{command}: {message}", file=sys.stderr)
+    from slt_plugin.launch.callbacks import failed_members
+
+    members = failed_members()
+    print(f"slt-{command}: {f'{listing(members)} failed: ' if members else ''}{message}", file=sys.stderr)
     return 1

@@ -25,8 +25,11 @@ def our_models() -> dict[str, type]:
     return {name: cls for name, cls in MODEL_DATACLASS_REGISTRY.items() if cls.__module__.startswith("slt_plugin.")}
 
 
-def check_overrides(overrides: Sequence[Override]) -> None:
+def check_overrides(overrides: Sequence[Override], *, writing: bool = True) -> None:
     """Refuses what fairseq would fail on later with an error that does not say what to do.
+
+    Args:
+        writing: make the save_dir, to see that it can be written.
 
     Raises:
         OptionError: unknown names of registered classes, a number for a list, a save_dir that cannot be written.
@@ -41,7 +44,8 @@ def check_overrides(overrides: Sequence[Override]) -> None:
         if group in GROUPS and option == "_name":
             check_name(group, str(value))
         elif key == "checkpoint.save_dir":
-            check_writable(str(value))
+            if writing:
+                check_writable(str(value))
         elif isinstance(value, int | float) and OmegaConf.is_list(_fairseq_default(key)):
             raise OptionError(f"{key}={value}: this option is a list, write {key}=[{value}]")
 

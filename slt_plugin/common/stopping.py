@@ -32,7 +32,9 @@ class Stopping:
         self._process = 0
 
     def listen(self) -> None:
-        """Puts the handlers in place and forgets what came before. Outside of the main thread Python allows none."""
+        """Puts the handlers in place, where they are not yet. Outside of the main thread Python allows none."""
+        if self._before and self._process == os.getpid():
+            return
         self.received, self._process = None, os.getpid()
         if threading.current_thread() is not threading.main_thread():
             return
@@ -64,6 +66,12 @@ class Stopping:
             os.write(2, f"{signal.Signals(number).name}: {self.advice}\n".encode())
         if self.second:
             signal.signal(number, self._before[number])
+
+
+# Of the training of this process: a command listens from its start on, fairseq's own when the trainer is built.
+TRAINING = Stopping(
+    (signal.SIGUSR2, signal.SIGTERM), "the training is saved after this update, then it ends", second=False
+)
 
 
 def give_back(number: int, submitit: object, environ: Mapping[str, str]) -> tuple[str, int]:

@@ -34,15 +34,20 @@ def option_names(kind: Kind) -> set[str]:
 
 
 def run_kind(values: Mapping[str, object], defaults: Mapping[str, object]) -> Outcome:
-    """Makes ``values["what"]``.
+    """Makes ``values["what"]``; arguments and errors as `kind_options`, and what the kind raises."""
+    options = kind_options(values, defaults)
+    return KINDS[values["what"]].extract(options)
+
+
+def kind_options(values: Mapping[str, object], defaults: Mapping[str, object]) -> StoreOptions:
+    """The options of ``values["what"]``, checked.
 
     Args:
         values: of every option in extract.yaml.
         defaults: theirs.
 
     Raises:
-        OptionError: no such kind, or options that it has no use for.
-        SltError: what the kind raises.
+        OptionError: no such kind, options that it has no use for, or values that they cannot have.
     """
     what = values["what"]
     if what not in KINDS:
@@ -54,4 +59,4 @@ def run_kind(values: Mapping[str, object], defaults: Mapping[str, object]) -> Ou
         others = [name for name, other in KINDS.items() if option_names(other).issuperset(foreign)]
         hint = f", or set what={' or '.join(others)}" if others else ""
         raise OptionError(f"what={what} has no use for {', '.join(foreign)}: leave them out{hint}")
-    return kind.extract(kind.options(**{name: values[name] for name in used}))
+    return kind.options(**{name: values[name] for name in used})

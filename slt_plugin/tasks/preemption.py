@@ -23,12 +23,11 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
 
 from slt_plugin.common.errors import SltError
-from slt_plugin.common.stopping import Stopping, give_back
+from slt_plugin.common.stopping import TRAINING, give_back
 from slt_plugin.tasks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 DELAY = "SLT_SIGNAL_DELAY"  # environment: seconds between SIGUSR2 and the end of the job
 FIRST_UPDATES = 2  # not timed: they compile, fill caches and wait for the first batches
 MARGIN_SECONDS = 5.0  # requeueing takes as long as the controller needs to answer
@@ -38,7 +37,6 @@ _fairseq_train = fairseq_train.train
 _fairseq_validate_and_save = fairseq_train.validate_and_save
 _fairseq_steps = {name: getattr(trainer.Trainer, name) for name in ("train_step", "valid_step", "set_num_updates")}
 
-_stopping = Stopping(SIGNALS, "the training is saved after this update, then it ends", second=False)
 _watchdog = Watchdog()
 _updates: int | None = None  # of the last training of this process; None: none has begun
 
@@ -83,12 +81,6 @@ def install() -> None:
         module.train, module.validate_and_save = train, validate_and_save
 
 
-def restore() -> None:
-    """Ends what a training has begun in this process: signal handlers and the watchdog."""
-    _stopping.restore()
-    _watchdog.stop()
-
-
 def check_trained() -> None:
     """Raises TrainingError where this process was to train and has no update to show for it."""
     if _updates is None:
@@ -113,7 +105,7 @@ def begin(self, cfg, *args, **options):
     """From here on signals are noted: before this there is nothing to save."""
     global _updates, _clock
     _updates = 0
-    _stopping.listen()
+    TRAINING.listen()
     delay = os.environ.get(DELAY)
     _clock = BoundaryClock(float(delay) if delay and "SLURM_JOB_ID" in os.environ else None)
     _watchdog.take_over(cfg.distributed_training)
@@ -143,8 +135,6 @@ def valid_step(self, *args, **options):
 @functools.wraps(_fairseq_train)
 def train(cfg, trainer, task, epoch_itr):
     """One epoch; none where the checkpoint is of a finished training, of which fairseq would make one more update."""
-    global _updates
-    _updates = trainer.get_num_updates()
     if _is_finished(cfg, trainer):
         logger.info("the training is complete with its %d updates: nothing is left to do", trainer.get_num_updates())
         return [None], True
@@ -153,7 +143,6 @@ def train(cfg, trainer, task, epoch_itr):
         return _fairseq_train(cfg, trainer, task, epoch_itr)
     finally:
         _watchdog.stop()
-        _updates = trainer.get_num_updates()
 
 
 def _is_finished(cfg, trainer) -> bool:
@@ -176,7 +165,7 @@ def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch
 
 def _agreed(trainer) -> int:
     """The signal that any rank has received, 0 for none: all have to stop at the same update."""
-    number = _stopping.received or 0
+    number = TRAINING.received or 0
     if trainer.data_parallel_world_size == 1:
         return number
     heard = torch.tensor([number], device=trainer.device)
@@ -193,7 +182,7 @@ def _save_and_leave(number: int, cfg, trainer, epoch_itr) -> None:
         logger.warning("checkpoint.no_save or no_last_checkpoints is set: this training cannot go on from here")
     status = torch.zeros(1, dtype=torch.long, device=trainer.device)
     if trainer.data_parallel_rank == 0:
-        message, code = give_back(number, _stopping.replaced(signal.SIGUSR2), os.environ)
+        message, code = give_back(number, TRAINING.replaced(signal.SIGUSR2), os.environ)
         logger.warning("stopped at update %d. %s", updates, message)
         status += code
     if trainer.data_parallel_world_size > 1:  # a rank that ended first would have srun kill the one that requeues
