@@ -4,6 +4,7 @@ The forked process leads a process group of its own, so that its loader workers 
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ class Forked:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+            faulthandler.enable(sys.stderr)
             os.environ.update(environ or {})
             os.chdir(ROOT)
             status = function() or 0
@@ -62,10 +64,12 @@ class Forked:
                 self.status = os.waitstatus_to_exitcode(status)
         return self.status
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 300) -> int:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > deadline:
+                self.send(signal.SIGABRT)  # faulthandler writes where it hangs
+                time.sleep(0.5)
                 self.kill()
                 raise TimeoutError(f"still running after {timeout} s:\n{self.text()[-3000:]}")
             time.sleep(0.01)

@@ -156,7 +156,9 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(safe, "SAVE_PAUSE_SECONDS", 0)
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(CheckpointError, match="cannot be written: No space left on device. The checkpoints before it"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written: No space left on device\. The checkpoints before it"
+    ):
         checkpoint_utils.torch_persistent_save({"model": {}}, str(path))
     assert len(calls) == 3
     assert updates(path) == 1
@@ -196,7 +198,9 @@ def test_copy_that_fails_leaves_the_target_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfileobj", half)
     source = write_checkpoint(tmp_path / "checkpoint1.pt", 7)
     target = write_checkpoint(tmp_path / "checkpoint_best.pt", 3)
-    with pytest.raises(CheckpointError, match="cannot be written: No space left on device. The checkpoints before it"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written: No space left on device\. The checkpoints before it"
+    ):
         PathManager.copy(str(source), str(target), overwrite=True)
     assert updates(target) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint1.pt", "checkpoint_best.pt"]

@@ -12,6 +12,7 @@ from slt_plugin.cli.launching import HELP, launch, local_ranks, read_request
 from slt_plugin.cli.overrides import parse
 from slt_plugin.common.errors import SltError
 from slt_plugin.common.messages import did_you_mean, listing
+from slt_plugin.common.stopping import TRAINING
 from slt_plugin.models.errors import OptionError
 
 PACKAGE = Path(slt_plugin.__file__).parent
@@ -81,8 +82,15 @@ def train(command: str, usage: str | None, argv: Sequence[str] | None) -> int:
         usage: printed where no experiment is named.
         argv: the words after the command; None: those of this process.
     """
+    TRAINING.listen()  # importing torch takes longer than some jobs have left
+    try:
+        return _train(command, usage, list(sys.argv[1:] if argv is None else argv))
+    finally:
+        TRAINING.restore()
+
+
+def _train(command: str, usage: str | None, arguments: list[str]) -> int:
     folder = CONFIGS / command
-    arguments = list(sys.argv[1:] if argv is None else argv)
     if not any(a.startswith(("--config-name", "-cn")) for a in arguments):
         print(f"{usage}{HELP}\nexperiments: {', '.join(config_names(folder))}")
         return 0 if {"-h", "--help"} & set(arguments) else 2
