@@ -77,8 +77,7 @@ def interrupt(processes: list[Forked], rng: random.Random, longest: float) -> st
     if number != signal.SIGKILL:
         for process in alive if rng.random() < 0.5 else rng.sample(alive, 1):
             process.send(number)
-        for process in processes:
-            process.wait()
+        wait_like_srun(processes)
         return number.name
     victims = processes if rng.random() < 0.5 else rng.sample(alive, 1)
     for process in victims:
@@ -87,6 +86,16 @@ def interrupt(processes: list[Forked], rng: random.Random, longest: float) -> st
         if process.poll() is None:
             process.kill()
     return number.name
+
+
+def wait_like_srun(processes: list[Forked]) -> None:
+    """Until all have ended: with --kill-on-bad-exit a rank that dies (before it listens to signals) ends the others."""
+    while any(process.poll() is None for process in processes):
+        died = any(process.poll() is not None and process.status < 0 for process in processes)
+        for process in processes:
+            if died and process.poll() is None:
+                process.kill()
+        time.sleep(0.01)
 
 
 class Trainings:

@@ -14,8 +14,9 @@ import torch
 from conftest import run_command
 from fairseq import checkpoint_utils, trainer
 from fairseq_cli import train as fairseq_train
-from forked_training import finish, load, start, train_words, training_difference, updates
+from forked_training import Forked, finish, load, start, train_words, training_difference, updates
 
+from slt_plugin.cli import finetune
 from slt_plugin.tasks import preemption
 from slt_plugin.tasks.sign_to_text import SignToTextTask
 
@@ -146,11 +147,55 @@ def test_a_finished_training_is_not_trained_further(pose_corpus, spm_model, tmp_
     assert (run / "checkpoint_last.pt").read_bytes() == before
 
 
+def test_nothing_to_go_on_from_is_not_queued_again(pose_corpus, spm_model, tmp_path):
+    words = train_words(pose_corpus, spm_model, tmp_path / "run", "checkpoint.no_save=true")
+    process = start(words, tmp_path / "log", before=INSTANTS["in a validation"], SLURM_JOB_ID="77")[0]
+    assert process.wait() == DIED_OF_USR2
+    assert "ended by SIGUSR2 at update 4 without a checkpoint to go on from: checkpoint.no_save" in process.text()
+
+
+def run_ours(words, before):
+    """slt-finetune with fairseq's words."""
+    torch.set_num_threads(1)
+    before()
+    return finetune.main([word for word in words[2:] if not word.startswith("common.user_dir=")])
+
+
+def test_a_signal_while_the_command_starts(pose_corpus, spm_model, tmp_path):
+    """Before there is anything to save: it ends before it loads its data, and can be queued again."""
+    words = train_words(pose_corpus, spm_model, tmp_path / "run")
+    process = Forked(lambda: run_ours(words, at_call(SignToTextTask, "build_model", 1)), tmp_path / "log")
+    assert process.wait() == DIED_OF_USR2, process.text()[-3000:]
+    assert "stopped at update 0. ended by SIGUSR2; the same command goes on from here" in process.text()
+    assert "loading train data" not in process.text()
+
+
+def test_processes_that_fairseq_spawns_hear_the_signal(pose_corpus, spm_model, tmp_path):
+    """On a machine with several GPUs fairseq starts one process for each; here it is told of two, on the CPU."""
+
+    def two_gpus():
+        torch.cuda.device_count = lambda: 2
+
+    words = train_words(pose_corpus, spm_model, tmp_path / "run", "distributed_training.distributed_world_size=2",
+                        "optimization.max_update=100000", "checkpoint.patience=-1")  # fmt: skip
+    process = Forked(lambda: run_ours(words, two_gpus), tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoint_last.pt").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.text()[-3000:]
+        time.sleep(0.05)
+    process.send(signal.SIGUSR2)
+    assert process.wait() == DIED_OF_USR2, process.text()[-3000:]
+    assert "ended by SIGUSR2; the same command goes on from here" in process.text()
+    assert updates(load(tmp_path / "run/checkpoint_last.pt")) >= 4
+
+
 def test_a_chain_does_not_requeue(pose_corpus, spm_model, tmp_path):
     words = train_words(pose_corpus, spm_model, tmp_path / "run")
     process = start(words, tmp_path / "log", before=INSTANTS["in a validation"], SLURM_JOB_ID="77", SLT_REQUEUE="0")[0]
     assert process.wait() == 75
-    assert "job 77: ended by SIGUSR2; the next job of the chain goes on from here" in process.text()
+    assert (
+        "job 77: ended by SIGUSR2, not queued again (SLT_REQUEUE=0): the next job goes on from here" in process.text()
+    )
 
 
 def test_a_failed_requeue_says_what_to_do(pose_corpus, spm_model, tmp_path):
@@ -232,6 +277,7 @@ def test_a_command_that_trains_nothing_fails(pose_corpus, spm_model, tmp_path):
         (trainer.Trainer.__init__, "73b085b08f6e2e9b"),
         (trainer.Trainer.train_step, "8cbf0406b1fe5093"),
         (trainer.Trainer.valid_step, "e53165a7b4786aad"),
+        (trainer.Trainer.set_num_updates, "f0dc8568b86467a9"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

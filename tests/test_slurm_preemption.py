@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import run_command
 from forked_training import finish, load, start, train_words, training_difference, updates
 from slurm_helpers import (
     call,
@@ -19,6 +20,7 @@ from slurm_helpers import (
     start_now,
     state,
     submit,
+    submitted,
     wait_for,
     wait_until,
 )  # fmt: skip
@@ -28,11 +30,16 @@ CPUS = ("--gpus-per-node=0", "--cpus-per-task=1", "--time=10")
 ENDLESS = ("optimization.max_update=100000", "checkpoint.patience=-1")
 
 
+def own(words: list[str]) -> list[str]:
+    """fairseq's words, without those that slt-finetune knows itself."""
+    return [word for word in words[2:] if not word.startswith("common.user_dir=")]
+
+
 def finetune(folder: Path, words: list[str], *sbatch: str, ranks: int = 1, **environ: str) -> str:
-    """A job of slurm/finetune.sbatch; fairseq's words without those that slt-finetune knows itself."""
-    words = [word for word in words[2:] if not word.startswith("common.user_dir=")]
+    """A job of slurm/finetune.sbatch."""
     return submit(
-        *CPUS, f"--ntasks-per-node={ranks}", f"--output={folder}/job-%j.out", *sbatch, "slurm/finetune.sbatch", *words,
+        *CPUS, f"--ntasks-per-node={ranks}", f"--output={folder}/job-%j.out", *sbatch, "slurm/finetune.sbatch",
+        *own(words),
         env=environment(**environ),
     )  # fmt: skip
 
@@ -50,18 +57,31 @@ def runs_again(job: str, restarts: int) -> None:
     wait_for(job, "RUNNING", timeout=60)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_usr2_saves_requeues_and_continues_bit_for_bit(pose_corpus, spm_model, tmp_path, ranks):
+def by_sbatch(folder: Path, words: list[str], ranks: int) -> str:
+    return finetune(folder, words, ranks=ranks)
+
+
+def by_submitit(folder: Path, words: list[str], ranks: int) -> str:
+    """slt-finetune launcher=slurm: submitit's own handler requeues, called by ours after the checkpoint."""
+    result = run_command(
+        "slt-finetune", *own(words), "launcher=slurm_cpu", "launcher.cpus_per_task=1", "launcher.mem=2G",
+        "launcher.time=10", f"launcher.local_ranks={ranks}", f"launcher.folder={folder}",
+    )  # fmt: skip
+    submitted.append(re.search(r"submitted job (\d+)", result.stdout)[1])
+    return submitted[-1]
+
+
+@pytest.mark.parametrize(("start_job", "ranks"), [(by_sbatch, 1), (by_submitit, 2)])
+def test_usr2_saves_requeues_and_continues_bit_for_bit(pose_corpus, spm_model, tmp_path, start_job, ranks):
     length = ("optimization.max_update=90", "checkpoint.save_interval_updates=30",
               "dataset.validate_interval_updates=30", "dataset.num_workers=2")  # fmt: skip
-    job = finetune(tmp_path, train_words(pose_corpus, spm_model, tmp_path / "run", *length), ranks=ranks)
+    job = start_job(tmp_path, train_words(pose_corpus, spm_model, tmp_path / "run", *length), ranks)
     wait_until(lambda: saved(tmp_path / "run") >= 30, job=job)
     call("scancel", "--signal=USR2", job)
     runs_again(job, 1)
     first = saved(tmp_path / "run")
     assert 30 <= first < 90
-    text = log(job)
-    assert text.count(f"stopped at update {first}. job {job}: ended by SIGUSR2 and queued again") == 1
+    assert log(job).count(f"stopped at update {first}. job {job}: ended by SIGUSR2 and queued again") == 1
     assert wait_for(job) == "COMPLETED"
     whole = start(train_words(pose_corpus, spm_model, tmp_path / "whole", *length), tmp_path / "log", ranks=ranks)
     assert finish(whole) == [0] * ranks

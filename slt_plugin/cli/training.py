@@ -1,5 +1,6 @@
 """What the commands that train have in common: fairseq's Hydra entry point with one of our config folders."""
 
+import multiprocessing
 import os
 import sys
 import traceback
@@ -112,12 +113,14 @@ def _train(command: str, usage: str | None, arguments: list[str]) -> int:
     import slt_plugin.tasks  # noqa: F401  registers everything
     from slt_plugin.cli.training_launch import check_members_apart, training_work
     from slt_plugin.cli.training_options import check_overrides, explain
+    from slt_plugin.launch.local import forwarding
     from slt_plugin.launch.ranks import rank_words
     from slt_plugin.tasks import preemption
 
     try:
         check_overrides(overrides, writing=not request.dry_run)
         if not request.runs_here:
+            TRAINING.restore()  # here nothing is trained
             return launch(request, training_work(command, request, options, overrides))
         if options.multirun:
             check_members_apart(options, overrides)
@@ -132,9 +135,18 @@ def _train(command: str, usage: str | None, arguments: list[str]) -> int:
 
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit before the message below
         sys.argv = [f"slt-{command}", *with_overrides(words, further)]
-        cli_main()
-        if not _spawned(sys.argv, torch.cuda.device_count()):
+        if not _spawns(sys.argv, torch.cuda.device_count()):
+            cli_main()
             preemption.check_trained()
+            return 0
+        TRAINING.restore()
+        try:
+            with forwarding(TRAINING.numbers, lambda: [child.pid for child in multiprocessing.active_children()]):
+                cli_main()
+        except torch.multiprocessing.ProcessExitedException as error:
+            if error.exit_code > 0:  # a rank has said why, or was asked to end
+                return error.exit_code
+            raise
     except SltError as error:
         return _failed(command, one_line(error))
     except EXPECTED_ERRORS as error:
@@ -150,8 +162,8 @@ def _train(command: str, usage: str | None, arguments: list[str]) -> int:
     return 0
 
 
-def _spawned(words: Sequence[str], gpus: int) -> bool:
-    """Whether fairseq has started processes of its own, one a GPU: they have trained, this one has not."""
+def _spawns(words: Sequence[str], gpus: int) -> bool:
+    """Whether fairseq starts processes of its own, one a GPU: they train, this one does not."""
     return gpus > 1 and not any(word.endswith("distributed_no_spawn=true") for word in words)
 
 

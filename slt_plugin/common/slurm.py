@@ -11,7 +11,10 @@ from slt_plugin.common.errors import SltError
 COMMAND_SECONDS = 60  # a controller under load answers late
 FIRST_PORT, PORTS = 10_000, 20_000  # below the range from which Linux takes ports for outgoing connections
 STEPS = 16  # ports a job: one for each of its srun steps
-ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", "BOOT_FAIL", "DEADLINE")
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+)  # fmt: skip
 
 
 class SlurmError(SltError):

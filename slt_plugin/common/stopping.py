@@ -84,15 +84,18 @@ def give_back(number: int, submitit: object, environ: Mapping[str, str]) -> tupl
         number: the signal that ended the work.
         submitit: the handler that submitit had set for SIGUSR2, where it started this job: it counts the time-outs
             (max_num_timeout) and keeps its own files in order. Other handlers are not called.
-        environ: SLT_REQUEUE=0: jobs that depend on this one go on (launcher.chain).
+        environ: SLT_REQUEUE=0: others see to it (launcher.chain, a script around the command).
     """
     name, job = signal.Signals(number).name, slurm.job_id(environ)
     if job is None or number == signal.SIGINT:
         return f"ended by {name}; the same command goes on from here", 128 + number
     if environ.get("SLT_REQUEUE") == "0":
-        return f"job {job}: ended by {name}; the next job of the chain goes on from here", TRY_AGAIN
+        return (
+            f"job {job}: ended by {name}, not queued again (SLT_REQUEUE=0): the next job goes on from here",
+            TRY_AGAIN,
+        )
     try:
-        if number == signal.SIGTERM and slurm.is_cancelled(slurm.show(job)):
+        if _cancelled(job):
             return f"job {job} was cancelled: it is not queued again; the same command goes on from here", 128 + number
         if getattr(submitit, "__module__", "").startswith("submitit."):
             _requeue_through(submitit, number)
@@ -105,6 +108,13 @@ def give_back(number: int, submitit: object, environ: Mapping[str, str]) -> tupl
             TRY_AGAIN,
         )
     return f"job {job}: ended by {name} and queued again", TRY_AGAIN
+
+
+def _cancelled(job: str) -> bool:
+    try:
+        return slurm.is_cancelled(slurm.show(job))
+    except slurm.SlurmError:  # whether it may be queued again, the attempt will tell
+        return False
 
 
 def _requeue_through(handler, number: int) -> None:

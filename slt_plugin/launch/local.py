@@ -1,10 +1,12 @@
 """Several ranks on this machine: on CPUs, or with one process a GPU, as srun starts them on a cluster."""
 
+import contextlib
 import logging
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from slt_plugin.launch.ranks import local_environments
 
@@ -23,13 +25,28 @@ def run_ranks(command: Sequence[str], count: int) -> int:
     on to all.
     """
     processes = [subprocess.Popen(command, env=environ) for environ in local_environments(count)]
-    before = {number: signal.signal(number, lambda number, _: _send(processes, number)) for number in FORWARDED}
     try:
-        return _wait(processes)
+        with forwarding(FORWARDED, lambda: [process.pid for process in processes if process.poll() is None]):
+            return _wait(processes)
+    finally:
+        _end(processes)
+
+
+@contextlib.contextmanager
+def forwarding(numbers: Sequence[int], children: Callable[[], Sequence[int]]) -> Iterator[None]:
+    """Signals to this process go on to others: ``children`` gives their process ids when one comes."""
+
+    def forward(number: int, _: object) -> None:
+        for child in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _end(processes)
 
 
 def _wait(processes: list[subprocess.Popen]) -> int:

@@ -102,14 +102,18 @@ def _training_modules() -> Iterator[ModuleType]:
 
 @functools.wraps(_fairseq_init)
 def begin(self, cfg, *args, **options):
-    """From here on signals are noted: before this there is nothing to save."""
+    """From here on signals are noted, where the command has not begun to long ago. What came until now ends the process
+    before it loads anything: there is nothing to save."""
     global _updates, _clock
     _updates = 0
     TRAINING.listen()
     delay = os.environ.get(DELAY)
     _clock = BoundaryClock(float(delay) if delay and "SLURM_JOB_ID" in os.environ else None)
-    _watchdog.take_over(cfg.distributed_training)
     _fairseq_init(self, cfg, *args, **options)
+    if number := _agreed(self):
+        _leave(number, self)
+    _watchdog.take_over(cfg.distributed_training)
+    _watchdog.start(self)
 
 
 @functools.wraps(_fairseq_steps["set_num_updates"])
@@ -174,16 +178,25 @@ def _agreed(trainer) -> int:
 
 
 def _save_and_leave(number: int, cfg, trainer, epoch_itr) -> None:
-    """Raises SystemExit. Not an error to fairseq, Hydra and submitit, which catch or wrap those."""
-    name, updates = signal.Signals(number).name, trainer.get_num_updates()
-    logger.info("%s: saving at update %d", name, updates)
-    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+    """Raises SystemExit."""
+    logger.info("%s: saving at update %d", signal.Signals(number).name, trainer.get_num_updates())
     if cfg.checkpoint.no_save or cfg.checkpoint.no_last_checkpoints:
-        logger.warning("checkpoint.no_save or no_last_checkpoints is set: this training cannot go on from here")
+        logger.error(
+            "ended by %s at update %d without a checkpoint to go on from: checkpoint.no_save or no_last_checkpoints is "
+            "set. It is not queued again, or it would begin anew every time",
+            *(signal.Signals(number).name, trainer.get_num_updates()),
+        )
+        raise SystemExit(128 + number)
+    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+    _leave(number, trainer)
+
+
+def _leave(number: int, trainer) -> None:
+    """Raises SystemExit. Not an error to fairseq, Hydra and submitit, which catch or wrap those."""
     status = torch.zeros(1, dtype=torch.long, device=trainer.device)
     if trainer.data_parallel_rank == 0:
         message, code = give_back(number, TRAINING.replaced(signal.SIGUSR2), os.environ)
-        logger.warning("stopped at update %d. %s", updates, message)
+        logger.warning("stopped at update %d. %s", trainer.get_num_updates(), message)
         status += code
     if trainer.data_parallel_world_size > 1:  # a rank that ended first would have srun kill the one that requeues
         distributed_utils.all_reduce(status, group=trainer.data_parallel_process_group)

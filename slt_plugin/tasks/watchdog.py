@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Watchdog:
         if self._seconds <= 0:
             return
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(trainer, self._stopped), daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(weakref.ref(trainer), self._stopped), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -51,11 +52,14 @@ class Watchdog:
         """Something goes on: a batch of training or validation begins."""
         self._last = time.monotonic()
 
-    def _watch(self, trainer, stopped: threading.Event) -> None:
+    def _watch(self, reference: weakref.ref, stopped: threading.Event) -> None:
         limit = self._seconds
         while not stopped.wait(max(0.05, self._last + limit - time.monotonic())):
             if time.monotonic() - self._last < limit:
                 continue
+            trainer = reference()
+            if trainer is None:  # the training has ended with an error
+                return
             faulthandler.dump_traceback(file=sys.stderr)
             logger.error(
                 "STALLED: no batch for %.0f s (distributed_training.heartbeat_timeout=%g), rank %d after update %d; "
