@@ -115,6 +115,26 @@ def test_stopped_by_a_signal(many, checkpoint, tmp_path, monkeypatch, capsys, nu
     assert contents(tmp_path / "f.store").keys() == set(taken) and 3 <= len(taken) < 60
 
 
+def test_a_signal_before_the_work_begins(many, checkpoint, tmp_path, monkeypatch, capsys):
+    """While torch is imported, or the model read."""
+    from slt_plugin.extraction import kinds
+
+    original, unheard = kinds.run_kind, []
+
+    def run_kind(*arguments):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return original(*arguments)
+
+    monkeypatch.setattr(kinds, "run_kind", run_kind)
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: unheard.append(number))
+    try:
+        assert run(many, checkpoint, tmp_path / "f.store") == 128 + signal.SIGUSR2
+        assert not unheard and not list(tmp_path.rglob("*.safetensors"))
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert "ended by SIGUSR2; the same command goes on" in capsys.readouterr().err
+
+
 def decoded(decoders: Decoders, jobs: list[Job]) -> dict:
     for job in jobs:
         decoders.add(job, job.segment.row)

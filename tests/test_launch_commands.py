@@ -11,7 +11,10 @@ from conftest import run_command, write_video_corpus
 from extract_helpers import write_checkpoint, write_corpus
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from slt_plugin.cli import evaluate, extract, finetune, pretrain
+from slt_plugin.cli import evaluate, extract, finetune, launching, pretrain
+from slt_plugin.launch.errors import LaunchError
+from slt_plugin.launch.profile import Profile
+from slt_plugin.launch.submit import Submission
 
 
 @pytest.fixture
@@ -39,6 +42,20 @@ def failing(capfd, monkeypatch):
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def submitting(monkeypatch):
+    """Submits to nobody: the profiles, jobs 7, 8, ... of everything that would be submitted, in that order."""
+    profiles = []
+
+    def submit(profile, calls, folder, *, name, dependency=None):
+        profiles.append(profile)
+        return Submission(str(6 + len(profiles)), len(calls), folder, name)
+
+    monkeypatch.setattr(launching, "submit", submit)
+    monkeypatch.setattr(launching, "check_sbatch", lambda: None)
+    return profiles
 
 
 def parts(out: str) -> tuple[str, dict, dict[str, str]]:
@@ -165,7 +182,21 @@ def test_help_names_the_launcher(capsys):
         (["model._name=sign_to_text_tyn"], "did you mean 'sign_to_text_tiny'"),
         (["dataset.max_tokenss=3"], "did you mean 'dataset.max_tokens'"),
         (["task.step_frames=x"], "task.step_frames: Value 'x'"),
-        (["common.seed=1,2"], "Hydra takes a value with commas for several runs"),
+        (["common.seed=1,2"], "Hydra takes a value with commas for several runs; for one run with each value add -m."),
+        (["laucher=slurm"], "laucher is no option; did you mean 'launcher'?"),
+        (["+launcherr.time=5"], "launcherr is no option; did you mean 'launcher'?"),
+        (["dryrun=true"], "dryrun is no option; did you mean 'dry_run'?"),
+        (["--dry_run"], "--dry_run: write dry_run=true"),
+        (["--dry-run=false"], "write dry_run=false"),
+        (["--launcher"], "write launcher=slurm"),
+        (["--launcher.time=5"], "write launcher.time=5"),
+        (["--launcher.time", "5"], "write launcher.time=VALUE"),
+        (["launcher.setup=[module load cuda, export X=y]"],
+         """quote each item, and all of it: 'launcher.setup=["module load cuda","export X=y"]'"""),
+        (["launcher.setup=export X=y"], """quote the value twice: 'launcher.setup="export X=y"'"""),
+        (["checkpoint.finetune_from_model=/nope.pt"], "checkpoint.finetune_from_model: /nope.pt cannot be loaded"),
+        (["checkpoint.restore_file=/nope.pt"], "checkpoint.restore_file: /nope.pt cannot be loaded (no such file)"),
+        (["+model.text_pretrained=/nope/model.pt"], "model.text_pretrained=/nope/model.pt does not exist"),
         (["-m"], "-m without several values"),
         (["-m", "common.seed=1,2", "launcher.chain=2"], "launcher.chain is for one training"),
         (["-m", "task.step_frames=1,x"], "task.step_frames: Value 'x'"),
@@ -174,7 +205,7 @@ def test_help_names_the_launcher(capsys):
         (["checkpoint.save_dir=/proc/nothing"], "cannot be written"),
         (["common.wandb_project=hf_abcdefghijklmnopqrstuvwxyz"], "looks like a key"),
     ],
-)
+)  # fmt: skip
 def test_refused_before_submitting(finetuning, failing, words, expected):
     assert expected in failing(finetune.main, *finetuning, *words)
 
@@ -212,6 +243,90 @@ def test_evaluations_refused_before_submitting(failing, pose_corpus, tmp_path):
     assert "checkpoint=none.pt cannot be loaded" in failing(evaluate.main, "checkpoint=none.pt", *words)
     assert "did you mean 'test'" in failing(evaluate.main, "checkpoint=none.pt", "subset=tset", *words)
     assert "Missing mandatory value: checkpoint" in failing(evaluate.main, *words)
+
+
+@pytest.fixture
+def evaluation(pose_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("slt_plugin.cli.evaluate.check_checkpoints", lambda joined: [])
+    return ["checkpoint=x.pt", f"data={pose_corpus}", f"results={tmp_path}/r"]
+
+
+def test_an_evaluation_on_cpus_holds_no_gpus(evaluation, failing):
+    assert "the GPUs would be idle" in failing(evaluate.main, *evaluation, "launcher=slurm", "common.cpu=true")
+
+
+def test_what_cannot_go_on_is_not_queued_again_after_a_timeout(evaluation, submitting, tmp_path):
+    assert evaluate.main([*evaluation, "launcher=slurm"]) == 0
+    corpus, checkpoint = write_corpus(tmp_path / "corpus"), write_checkpoint(tmp_path / "tiny.pt")
+    words = [f"manifest={corpus}", f"checkpoint={checkpoint}", f"out={tmp_path}/f.store", "launcher=slurm",
+             "launcher.max_num_timeout=9", "num_shards=2"]  # fmt: skip
+    assert extract.main(words) == 0 and extract.main([*words, "merge=true"]) == 0
+    assert [profile.max_num_timeout for profile in submitting] == [0, 9, 0, 0]
+    assert all(profile.requeues for profile in submitting)  # after a preemption
+
+
+@pytest.mark.parametrize(("module", "called"), [(evaluate, "evaluate"), (extract, "run")])
+def test_a_time_limit_that_was_too_short(evaluation, monkeypatch, capsys, module, called):
+    """submitit raises this in the midst of the work."""
+    from submitit.core.utils import UncompletedJobError
+
+    def ended(cfg):
+        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    monkeypatch.setattr(module, called, ended)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    words = evaluation if module is evaluate else ["checkpoint=x.pt", "manifest=m.tsv", "out=f.store", "merge=true"]
+    assert module.main(words) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "job 12: the time limit was too short" in last and "launcher.time" in last
+
+
+def test_all_jobs_are_ended_with_one_line(finetuning, submitting, capsys, tmp_path):
+    assert finetune.main([*finetuning, "launcher.chain=2"]) == 0
+    assert "  end it: scancel 7 8 9\n" in capsys.readouterr().out
+    corpus, checkpoint = write_corpus(tmp_path / "clips"), write_checkpoint(tmp_path / "tiny.pt")
+    words = [f"manifest={corpus}", f"checkpoint={checkpoint}", "out=f.store", "launcher=slurm", "num_shards=2"]
+    assert extract.main(words) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("  end it: scancel 10 11\n") and out.count("scancel") == 1
+
+
+def test_what_was_queued_before_a_refusal_can_be_ended(finetuning, submitting, capsys, monkeypatch):
+    accept = launching.submit
+
+    def submit(*arguments, **options):
+        if submitting:
+            raise LaunchError("sbatch refused the job: too many")
+        return accept(*arguments, **options)
+
+    monkeypatch.setattr(launching, "submit", submit)
+    assert finetune.main([*finetuning, "launcher.chain=2"]) == 1
+    assert capsys.readouterr().out.endswith("  end it: scancel 7\n")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "elements", "expected"),
+    [
+        (1, 1, ["tail -F '/a b/it'\"'\"'s'/7_0_log.out\n"]),
+        (2, 1, ["the same with _1_log.out\n"]),
+        (3, 1, ["the same with _1_log.out to _2_log.out\n"]),
+        (1, 2, ["tail -F '/a b/it'\"'\"'s'/7_*_0_log.out\n"]),  # the shell expands the *
+    ],
+)
+def test_printed_paths_are_for_a_shell(capsys, ranks, elements, expected):
+    launching.print_submission(Submission("7", elements, Path("/a b/it's"), "x"), Profile("p", local_ranks=ranks))
+    out = capsys.readouterr().out
+    assert all(text in out for text in expected)
+
+
+def test_line_of_progress(monkeypatch, capsys):
+    """Hours go on after a day; in a terminal the line does not wrap."""
+    assert [launching.duration(seconds) for seconds in (5.9, 93_605, 400_000)] == ["00:00:05", "26:00:05", "111:06:40"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    launching.ProgressLine()("job 7: RUNNING | " + "x" * 100)
+    shown = capsys.readouterr().err.removeprefix("\r\x1b[K")
+    assert shown.startswith("00:00:00 job 7: RUNNING | xx") and len(shown) == 39
 
 
 def test_without_slurm(finetuning, capfd, monkeypatch):

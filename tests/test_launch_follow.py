@@ -17,18 +17,23 @@ class Slurm:
         self.states = {job.lstrip("j"): list(of_job) for job, of_job in states.items()}
         self.asked: list[str] = []
 
-    def show(self, job: str) -> dict[str, str]:
+    def show_all(self, job: str) -> dict[str, dict[str, str]]:
+        """None among the states: forgotten."""
         self.asked.append(job)
-        of_job = self.states[job]
-        state = of_job.pop(0) if len(of_job) > 1 else of_job[0]
-        if isinstance(state, BaseException):
-            raise state
-        state, _, code = state.partition(" ")
-        return {"JobState": state, "ExitCode": code or "0:0"}
+        found = {}
+        for name in [name for name in self.states if name == job or name.startswith(f"{job}_")]:
+            of_job = self.states[name]
+            state = of_job.pop(0) if len(of_job) > 1 else of_job[0]
+            if isinstance(state, BaseException):
+                raise state
+            if state is not None:
+                state, _, code = state.partition(" ")
+                found[name] = {"JobState": state, "ExitCode": code or "0:0"}
+        return found
 
 
 def run(cluster: Slurm, *submissions: Submission) -> tuple[Follower, list[str]]:
-    follower, lines, now = Follower(submissions, cluster.show), [], [0.0]
+    follower, lines, now = Follower(submissions, cluster.show_all), [], [0.0]
 
     def sleep(seconds):
         assert seconds > 0
@@ -72,7 +77,7 @@ def test_a_failure_is_named_with_the_last_line_of_its_log(array):
         "job 7_1: FAILED, exit status 2: slt-finetune: no vocabulary", "job 7_2: CANCELLED, exit status 143",
     ]  # fmt: skip
     assert follower.status() == 143
-    assert cluster.asked.count("7_0") == 2  # not again when it has ended
+    assert cluster.asked == ["7"] * len(lines)  # one question for the whole array
 
 
 @pytest.mark.parametrize(
@@ -118,9 +123,78 @@ def test_a_controller_that_is_silent_for_a_while(single):
         run(Slurm(j7=["RUNNING", silent]), single)
 
 
+def test_a_forgotten_element_does_not_end_the_following(array):
+    """MinJobAge has passed between two looks; the others go on."""
+    cluster = Slurm(j7_0=["RUNNING", None], j7_1=["RUNNING", "FAILED 3:0", None], j7_2=["RUNNING"] * 9 + ["COMPLETED"])
+    follower, lines = run(cluster, array)
+    assert lines[2].startswith("job 7: RUNNING 1, 2 of 3 done") and len(lines) == 10
+    assert follower.failures() == [
+        "job 7_0: its end is not known: SLURM has forgotten it, and there is no accounting to ask",
+        "job 7_1: FAILED, exit status 3",
+    ]
+    assert follower.status() == 3
+
+
+def test_all_of_an_array_forgotten(array):
+    cluster = Slurm(**{f"j7_{n}": ["RUNNING", None] for n in range(3)})
+    follower, _ = run(cluster, array)
+    assert follower.status() == 1 and len(follower.failures()) == 3 and cluster.asked == ["7", "7"]
+
+
+def test_silence_about_one_submission_does_not_hide_the_other(array, tmp_path):
+    silent = slurm.SlurmError("no answer")
+    done = {f"j7_{n}": ["RUNNING"] * 200 + ["COMPLETED"] for n in range(3)}
+    follower, lines = run(Slurm(j8=[silent] * 150 + ["COMPLETED"], **done), Submission("8", 1, tmp_path, "n"), array)
+    assert follower.status() == 0 and "RUNNING 3" in lines[0]
+
+
+SHOWN = """\
+JobId=325 ArrayJobId=325 ArrayTaskId=2,5-6,8-12:2%2 ArrayTaskThrottle=2 JobName=a b JobState=PENDING ExitCode=0:0 \
+Comment=x JobState=FAILED
+JobId=327 ArrayJobId=325 ArrayTaskId=1 JobName=a b UserId=root(0) JobState=RUNNING Reason=None ExitCode=0:0
+
+JobId=326 ArrayJobId=325 ArrayTaskId=0 JobName=a b UserId=root(0) JobState=FAILED Reason=None ExitCode=3:0
+"""
+
+
+def answers(monkeypatch, **texts):
+    """The text that each command of SLURM prints; an error otherwise."""
+
+    def run(*command):
+        name = next(word for word in command if word in ("scontrol", "sacct"))
+        if name not in texts or texts[name].startswith("error"):
+            raise slurm.SlurmError(texts.get(name, f"{name} is not installed here"))
+        return texts[name]
+
+    monkeypatch.setattr(slurm, "_run", run)
+
+
+def test_elements_of_an_array_in_one_answer(monkeypatch):
+    answers(monkeypatch, scontrol=SHOWN)
+    found = {job: (record["JobState"], record["ExitCode"]) for job, record in slurm.show_all("325").items()}
+    waiting = {f"325_{number}": ("PENDING", "0:0") for number in (2, 5, 6, 8, 10, 12)}
+    assert found == waiting | {"325_1": ("RUNNING", "0:0"), "325_0": ("FAILED", "3:0")}
+    answers(monkeypatch, scontrol="JobId=7 JobName=x JobState=RUNNING ExitCode=0:0")
+    assert slurm.show_all("7")["7"]["JobState"] == "RUNNING"
+
+
+@pytest.mark.parametrize("said", ["error: Invalid job id specified", "error: Job 7_1 not found"])
+def test_what_the_controller_has_forgotten_accounting_may_know(monkeypatch, said):
+    answers(monkeypatch, scontrol=said, sacct="7_0|COMPLETED|0:0\n7_[2-3%1]|CANCELLED by 0|0:15\n")
+    found = slurm.show_all("7")
+    assert {job: record["JobState"] for job, record in found.items()} == {
+        "7_0": "COMPLETED", "7_2": "CANCELLED", "7_3": "CANCELLED",
+    }  # fmt: skip
+    answers(monkeypatch, scontrol=said)
+    assert slurm.show_all("7") == {}
+    answers(monkeypatch, scontrol="error: Unable to contact slurm controller")
+    with pytest.raises(slurm.SlurmError, match="Unable to contact"):
+        slurm.show_all("7")
+
+
 def test_ctrl_c_ends_the_following_only(single, monkeypatch, capsys):
     cluster = Slurm(j7=["RUNNING", KeyboardInterrupt()])
-    monkeypatch.setattr(launching, "Follower", lambda submissions: Follower(submissions, cluster.show))
+    monkeypatch.setattr(launching, "Follower", lambda submissions: Follower(submissions, cluster.show_all))
     monkeypatch.setattr(following, "POLL_SECONDS", (0.001, 0.001))
     monkeypatch.setattr(following, "SECONDS_A_JOB", 0.0)
     assert launching.wait_for([single]) == 130

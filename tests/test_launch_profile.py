@@ -52,6 +52,12 @@ def test_times_and_numbers_are_read_as_written(tmp_path):
     assert load_profile(str(tmp_path / "mine.yaml"), None, {}) == profile
 
 
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("On", True), ("no", False), ("off", False)])
+def test_yamls_other_words_for_true_and_false(tmp_path, text, value):
+    (tmp_path / "mine.yaml").write_text(f"requeue: {text}\n")
+    assert load_profile("mine", str(tmp_path), {}).requeue is value
+
+
 def test_words_over_the_profile_over_the_defaults():
     request = read_request(
         ["checkpoint=a", "launcher=slurm", "launcher.time=1-00:00:00", "launcher.account=0123", "launcher.mem=32G",
@@ -90,6 +96,11 @@ def test_without_our_words_a_command_runs_here():
         (["launcher=slurm", "launcher.extra.array=0-3"], "-m, or num_shards"),
         (["launcher=slurm", "launcher.extra.partition=gpu"], "launcher.partition"),
         (["launcher=slurm", "launcher.extra={job_name: x}"], "the launcher sets --job-name itself"),
+        (["launcher=slurm", "launcher.extra={gres: 'gpu:a100:4'}"], "only knows --gres, give launcher.gres=true"),
+        (["launcher=slurm", "launcher.extra.gpus=4"], "sets --gpus itself, from launcher.gpus_per_node"),
+        (["launcher=slurm", "launcher.extra.gpus_per_task=4"], "sets --gpus-per-task itself"),
+        (["launcher=slurm", "launcher.extra.gpus-per-node=4"], "sets --gpus-per-node itself"),
+        (["launcher=slurm", "launcher.extra={G: 4}"], "sets --gpus itself"),
         (["launcher=slurm", "launcher.setup.x=1"], "launcher.setup.x is no option"),
         (["launcher=slurm", "launcher.partition=a,b"], "'launcher.partition=\"a,b\"'"),
         (["launcher=slurm", "launcher.comment=a=b"], "quote the value twice: 'launcher.comment=\"a=b\"'"),

@@ -3,18 +3,20 @@
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from slt_plugin.cli import extract
-from slt_plugin.cli.launching import read_request
+from slt_plugin.cli import extract, finetune
+from slt_plugin.cli.launching import Request, Work, launch, read_request
 from slt_plugin.common import slurm
 from slt_plugin.launch import submit as submitting
 from slt_plugin.launch.errors import LaunchError
 from slt_plugin.launch.job import Job, why_not_to_go_on
 from slt_plugin.launch.profile import Profile
+from slt_plugin.launch.running import note_jobs, refuse_running
 from slt_plugin.launch.secrets import refuse_secrets
 from slt_plugin.launch.submit import job_calls, sbatch_text, submit
 from slt_plugin.models.errors import OptionError
@@ -55,6 +57,14 @@ def test_sbatch_file_of_an_array():
     assert "apptainer exec --nv slt.sif python -u -m submitit.core._submit '/a b'" in text
 
 
+@pytest.mark.parametrize(("gpus", "asked"), [("a100:4", ["gres=gpu:a100:4"]), ("4", ["gres=gpu:4"]), ("0", [])])
+def test_clusters_that_only_know_gres(gpus, asked):
+    text = sbatch_text(Profile("x", gpus_per_node=gpus, gres=True), Path("/x"), name="s", elements=1)
+    given = options(text)
+    assert [option for option in given if "gpu" in option] == asked
+    assert f"ntasks-per-node={4 if asked else 1}" in given  # still one task for each
+
+
 def test_a_job_holds_words_and_settings_alone(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     jobs = job_calls(Profile("x", signal_delay=60), "slt_plugin.cli.finetune", [["a=1"], ["a=2"]])
@@ -88,7 +98,10 @@ def test_a_failing_command_ends_the_job_with_its_status(monkeypatch):
         ({"JobState": "FAILED", "ExitCode": "75:0"}, True),  # preempted: saved, and not requeued
         ({"JobState": "TIMEOUT", "ExitCode": "0:15"}, True),
         ({"JobState": "NODE_FAIL", "ExitCode": "0:0"}, True),
+        ({"JobState": "PREEMPTED", "ExitCode": "0:0"}, True),
         ({"JobState": "FAILED", "ExitCode": "1:0"}, False),
+        ({"JobState": "CANCELLED", "ExitCode": "0:15"}, False),
+        ({"JobState": "CANCELLED", "ExitCode": "75:0"}, False),  # training saved before it ended
         (None, True),
     ],
 )
@@ -102,7 +115,8 @@ def test_a_chain_stops_at_an_error(monkeypatch, before, goes_on):
     monkeypatch.setattr(slurm, "show", show)
     assert (why_not_to_go_on("7") is None) == goes_on
     if not goes_on:
-        with pytest.raises(SystemExit, match=r"job 7, .* failed with exit status 1"):
+        said = "was cancelled" if before["JobState"] == "CANCELLED" else "failed with exit status 1"
+        with pytest.raises(SystemExit, match=rf"job 7, .* {said}"):
             Job("slt_plugin.cli.nothing", (), {}, after="7")()
 
 
@@ -137,6 +151,115 @@ def test_what_sbatch_says_is_one_line_and_nothing_is_left(fake_sbatch, tmp_path,
     assert str(error.value) == "sbatch refused the job: invalid partition specified: x; Batch job failed"
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "logs").exists()
+
+
+def test_folders_made_for_a_refused_job_are_removed_again(fake_sbatch, tmp_path):
+    fake_sbatch("exit 1")
+    (tmp_path / "mine").mkdir()
+    for folder in ("r2/slurm/1", "mine/slurm/1"):
+        with pytest.raises(LaunchError):
+            submit(Profile("x"), job_calls(Profile("x"), "m", [["a"]]), tmp_path / folder, name="x")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bin", "mine", "sbatch", "scontrol", "srun"]
+
+
+def test_an_array_that_is_too_large(fake_sbatch, tmp_path):
+    said = "sbatch: error: Batch job submission failed: Invalid job array specification"
+    fake_sbatch(
+        f'[[ $0 != *scontrol ]] || {{ echo "MaxArraySize            = 1001"; exit 0; }}; echo "{said}" >&2; exit 1'
+    )
+    jobs = job_calls(Profile("x"), "m", [["a"]] * 3)
+    with pytest.raises(LaunchError) as error:
+        submit(Profile("x"), jobs, tmp_path / "logs", name="x")
+    assert str(error.value).startswith("sbatch refused the job: Batch job submission failed: Invalid job array ")
+    assert "3 elements" in str(error.value) and "MaxArraySize=1001" in str(error.value)
+    assert "fewer num_shards" in str(error.value)
+
+
+LOGGING = """
+import logging, sys, types
+import submitit.core.logger
+from slt_plugin.launch.job import Job
+def main(words):
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger("submitit").info("Caught signal")
+    logging.getLogger("submitit").warning("Bypassing signal")
+    return 0
+sys.modules["command"] = types.ModuleType("command")
+sys.modules["command"].main = main
+Job("command", (), {})()
+Job("command", (), {})()
+"""
+
+
+def test_submitits_lines_are_in_the_log_once():
+    run = subprocess.run([sys.executable, "-c", LOGGING], capture_output=True, text=True, check=True)
+    lines = [line.rpartition(" - ")[2] for line in (run.stdout + run.stderr).splitlines()]
+    assert lines == ["Caught signal", "Bypassing signal"] * 2
+
+
+class Controller:
+    """What SLURM knows of jobs."""
+
+    def __init__(self, monkeypatch):
+        self.states = {}
+        monkeypatch.setattr(slurm, "show_all", self.show_all)
+
+    def show_all(self, job):
+        return {name: {"JobState": s} for name, s in self.states.items() if name.partition("_")[0] == job}
+
+
+def test_one_training_at_a_time_in_a_folder(monkeypatch, tmp_path):
+    controller = Controller(monkeypatch)
+    refuse_running(tmp_path)  # nobody has trained there
+    note_jobs(tmp_path, ["7", "8"])
+    refuse_running(tmp_path)  # both are forgotten
+    controller.states = {"7": "FAILED", "8": "PENDING"}
+    with pytest.raises(LaunchError, match=r"job 8 trains there and has not ended \(PENDING\).*scancel 7 8\)"):
+        refuse_running(tmp_path)
+    controller.states = {"7": "FAILED", "8": "CANCELLED"}
+    refuse_running(tmp_path)
+    note_jobs(tmp_path, ["9"])
+    controller.states |= {"9_0": "COMPLETED", "9_1": "RUNNING"}
+    with pytest.raises(LaunchError, match=r"job 9 .*\(RUNNING\)"):
+        refuse_running(tmp_path)
+    (tmp_path / "slurm" / "jobs.json").write_text("{}")
+    with pytest.raises(LaunchError, match="cannot be read"):
+        refuse_running(tmp_path)
+
+
+@pytest.mark.parametrize(("more", "noted"), [([], ["12"]), (["launcher.chain=1"], ["12", "13"]),
+                                             (["-m", "common.seed=1,2"], ["12"])])  # fmt: skip
+def test_the_same_training_again_is_refused(
+    fake_sbatch, pose_corpus, spm_model, tmp_path, monkeypatch, capsys, more, noted
+):
+    monkeypatch.chdir(tmp_path)
+    fake_sbatch(f'echo x >> {tmp_path}/n; echo "Submitted batch job $(($(wc -l < {tmp_path}/n) + 11))"')
+    controller = Controller(monkeypatch)
+    words = ["--config-name", "fingerspelling_pose", f"task.data={pose_corpus}", f"task.codec_path={spm_model}",
+             "checkpoint.save_dir=run", "launcher=slurm_cpu", *more]  # fmt: skip
+    assert finetune.main(words) == 0
+    controller.states = {noted[-1]: "RUNNING"}
+    assert finetune.main(words) == 1
+    assert f"run: job {noted[-1]} trains there and has not ended" in capsys.readouterr().err
+    assert (tmp_path / "n").read_text().count("x") == len(noted)  # nothing was submitted
+    assert finetune.main([*words, "dry_run=true"]) == 0  # which only shows
+    controller.states = {noted[-1]: "COMPLETED"}
+    assert finetune.main(words) == 0
+
+
+def test_the_merge_asks_for_no_node_of_the_others(fake_sbatch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_sbatch(f'cat "$1" >> {tmp_path}/text; echo "Submitted batch job 12"')
+    profile = Profile("x", gpus_per_node="a100:1", cpus_per_task=8, mem="120G", constraint="a100", partition="gpu",
+                      extra={"exclusive": True})  # fmt: skip
+    work = Work("slt-extract", "m", "n", [["a"], ["b"]], tmp_path / "logs", "", [], last=["c"])
+    assert launch(Request(profile, [], False, False), work) == 0
+    array, merge = (options(f"#!{part}") for part in (tmp_path / "text").read_text().split("#!")[1:])
+    gone = {"gpus-per-node=a100:1", "mem=120G", "constraint=a100", "exclusive"}
+    assert (
+        gone <= set(array) and not gone & set(merge) and not [o for o in merge if "gpu" in o and "partition" not in o]
+    )
+    assert {"partition=gpu", "cpus-per-task=1"} <= set(merge)
 
 
 def test_a_submission_from_within_a_job(fake_sbatch, tmp_path, monkeypatch):
@@ -183,6 +306,13 @@ def test_percent_signs_in_the_log_folder():
         "password=abc",
         "https://me:abc@example.org/x",
         "hf_abcdefghijklmnopqrstuvwxyzabcdef",
+        f"wandb login {SECRET}00112233",
+        "tool --token abc123secret",
+        "--token=abc123secret",
+        "curl -H 'Authorization: Bearer abcdef' x",
+        "+common.hf_token=abcdefghijk",
+        "export PGPASSWORD=abc",
+        "OPENAI_KEY2=abc",
         "the value 1234567890abc of a variable",
     ],
 )
@@ -200,11 +330,13 @@ def test_secrets_are_refused(text):
         "export WANDB_API_KEY=$(cat ~/.wandb)", 'export HF_TOKEN="$OTHER"', "export KEY=`cat x`", "unset WANDB_API_KEY",
         "dataset.max_tokens=4096", "TOKENIZERS_PARALLELISM=false", "task.codec_path=key.model", "generation.unkpen=0",
         "module load cuda", "model.mask_token=x", "task.api_key=null", "common.api_key=${oc.env:X}", "a=short",
-        "source https://example.org/x",
+        "source https://example.org/x", "task.codec_path=/home/me/x", f"model.path=/hub/snapshots/{SECRET}00112233/x",
+        "tool --token $TOKEN", "tool --max-tokens 4096", "common.hf_token=${oc.env:X}", "curl -H \"Bearer $TOKEN\"",
+        "task.src_lang_token=deu_Latn",
     ],
 )  # fmt: skip
 def test_no_secrets(text):
-    refuse_secrets([("here", text)], {"MY_TOKEN": "short", "HOME": "value"})
+    refuse_secrets([("here", text)], {"MY_TOKEN": "short", "HOME": "value", "SSH_KEY": "/home/me"})
 
 
 @pytest.mark.parametrize(

@@ -69,22 +69,28 @@ def test_words_of_an_element_are_read_as_meant():
 
 def test_list_of_a_sweep(tmp_path):
     found = elements("common.seed=1,2")
-    check_sweep_folder(tmp_path, found)
-    write_sweep(tmp_path, "slt-finetune", found, "12")
+    words = ["--config-name", "x", "task.data=d"]
+    check_sweep_folder(tmp_path, found, words)
+    write_sweep(tmp_path, "slt-finetune", found, words, "12")
     assert json.loads((tmp_path / "sweep.json").read_text()) == {
         "command": "slt-finetune",
         "job": "12",
+        "words": words,
         "elements": [
             {"index": 0, "overrides": ["common.seed=1"], "folder": "0_seed_1"},
             {"index": 1, "overrides": ["common.seed=2"], "folder": "1_seed_2"},
         ],
     }
-    check_sweep_folder(tmp_path, found)  # the same again goes on
+    check_sweep_folder(tmp_path, found, [words[2], *words[:2]])  # the same again goes on
     with pytest.raises(LaunchError, match="of another sweep, with 2 elements"):
-        check_sweep_folder(tmp_path, elements("common.seed=1,3"))
+        check_sweep_folder(tmp_path, elements("common.seed=1,3"), words)
+    with pytest.raises(
+        LaunchError, match=r"had task\.data=d and did not have task\.data=e, common\.fp16=true, and its"
+    ):
+        check_sweep_folder(tmp_path, found, [*words[:2], "task.data=e", "common.fp16=true"])
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(LaunchError, match="cannot be read"):
-        check_sweep_folder(tmp_path, found)
+        check_sweep_folder(tmp_path, found, words)
 
 
 def test_multirun_may_stand_between_overrides(tmp_path):

@@ -73,15 +73,18 @@ def by_submitit(folder: Path, words: list[str], ranks: int) -> str:
 
 @pytest.mark.parametrize(("start_job", "ranks"), [(by_sbatch, 1), (by_submitit, 2)])
 def test_usr2_saves_requeues_and_continues_bit_for_bit(pose_corpus, spm_model, tmp_path, start_job, ranks):
-    length = ("optimization.max_update=90", "checkpoint.save_interval_updates=30",
-              "dataset.validate_interval_updates=30", "dataset.num_workers=2")  # fmt: skip
+    length = ("optimization.max_update=120", "checkpoint.save_interval_updates=20", "checkpoint.patience=50",
+              "dataset.validate_interval_updates=10", "dataset.num_workers=2")  # fmt: skip
     job = start_job(tmp_path, train_words(pose_corpus, spm_model, tmp_path / "run", *length), ranks)
-    wait_until(lambda: saved(tmp_path / "run") >= 30, job=job)
-    call("scancel", "--signal=USR2", job)
-    runs_again(job, 1)
-    first = saved(tmp_path / "run")
-    assert 30 <= first < 90
-    assert log(job).count(f"stopped at update {first}. job {job}: ended by SIGUSR2 and queued again") == 1
+    stops = []
+    for restarts, instant in enumerate(("begin validation on", "Preparing to save checkpoint"), start=1):
+        before = log(job).count(instant)
+        wait_until(lambda instant=instant, before=before: log(job).count(instant) > before + 1, job=job)
+        call("scancel", "--signal=USR2", job)
+        runs_again(job, restarts)
+        stops.append(saved(tmp_path / "run"))
+        assert log(job).count(f"stopped at update {stops[-1]}. job {job}: ended by SIGUSR2 and queued again") == 1
+    assert 0 < stops[0] < stops[1] < 120
     assert wait_for(job) == "COMPLETED"
     whole = start(train_words(pose_corpus, spm_model, tmp_path / "whole", *length), tmp_path / "log", ranks=ranks)
     assert finish(whole) == [0] * ranks

@@ -18,7 +18,7 @@ from pathlib import Path
 from slt_plugin.cli.decoding import Models
 from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
 from slt_plugin.cli.evaluation_checks import MAY_BE_NULL, check_checkpoints, check_options, prepare_results, read_texts
-from slt_plugin.cli.launching import HELP, Request, Work, launch, read_request
+from slt_plugin.cli.launching import HELP, Request, Work, check_devices, launch, out_of_time, read_request
 from slt_plugin.cli.overrides import CONFIGS, compose
 from slt_plugin.common.files import atomic_open
 from slt_plugin.common.messages import listing
@@ -181,6 +181,7 @@ def evaluate_work(request: Request, cfg) -> Work:
 
     from slt_plugin.launch.estimate import Amount, cost_lines
 
+    check_devices(request, cfg)
     ids, _ = check(cfg, writing=not request.dry_run)
     rows = sum(map(len, ids.values()))
     return Work(
@@ -194,6 +195,7 @@ def evaluate_work(request: Request, cfg) -> Work:
             f"rows: {rows:,} ({listing(list(ids))})",
             *cost_lines(Amount(rows, ""), "sentences", request.profile),
         ],
+        resumes=False,
     )
 
 
@@ -212,6 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate(cfg)
     except EXPECTED_ERRORS as error:
         print(f"slt-evaluate: {one_line(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        message = out_of_time(error)
+        if message is None:
+            raise
+        print(f"slt-evaluate: {message}", file=sys.stderr)
         return 1
     return 0
 

@@ -31,9 +31,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
-from slt_plugin.cli.launching import HELP, Request, Work, launch, read_request
+from slt_plugin.cli.launching import HELP, Request, Work, launch, out_of_time, read_request
 from slt_plugin.cli.overrides import CONFIGS, compose
 from slt_plugin.common.stopping import give_back
+from slt_plugin.extraction.signals import EXTRACTION
 from slt_plugin.models.errors import OptionError
 
 
@@ -131,6 +132,7 @@ def extract_work(request: Request, cfg) -> Work:
         config=OmegaConf.to_yaml(cfg),
         estimate=[f"rows: {rows:,} ({share})", *cost_lines(counted, "clips", request.profile, jobs=len(elements))],
         last=[*words, "merge=true"] if shards != [None] else None,
+        resumes=not cfg.merge,
     )
 
 
@@ -148,10 +150,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             if cfg.merge and not request.profile.is_local:  # it reads two files
                 request = replace(request, profile=replace(request.profile, gpus_per_node="0"))
             return launch(request, extract_work(request, cfg))
+        if not cfg.merge:
+            EXTRACTION.listen()  # importing torch takes longer than some jobs have left
         return run(cfg)
     except EXPECTED_ERRORS as error:
         print(f"slt-extract: {one_line(error)}", file=sys.stderr)
         return 1
+    except Exception as error:
+        message = out_of_time(error)
+        if message is None:
+            raise
+        print(f"slt-extract: {message}", file=sys.stderr)
+        return 1
+    finally:
+        EXTRACTION.restore()
 
 
 if __name__ == "__main__":

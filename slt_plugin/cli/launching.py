@@ -1,16 +1,19 @@
 """What the four entry points share: their words ``launcher=``, ``launcher.<option>=``, ``dry_run=`` and ``wait=``."""
 
+import difflib
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slt_plugin.cli.errors import one_line
 from slt_plugin.cli.overrides import parse
+from slt_plugin.common import slurm
 from slt_plugin.common.errors import SltError
 from slt_plugin.launch.follow import Follower, follow
 from slt_plugin.launch.profile import LOCAL, Profile, load_profile
@@ -27,6 +30,8 @@ Where it runs (slt_plugin/config/launcher/*.yaml are the profiles, and say what 
 """
 PLAIN_SECONDS = 60.0  # between lines of progress where there is no terminal
 _OURS = re.compile(r"^\+{0,2}(launcher(\.[^=]*)?|dry_run|wait)=")
+_SWITCH = re.compile(r"^--?(launcher(?:\.[^=]*)?|dry[-_]run|wait)(?:=(.*))?$")
+_NEAR = 0.8  # of difflib: "laucher" and "dryrun" are, slt-extract's "what" is not near "wait"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Work:
         config: what is composed, as YAML.
         estimate: lines on what it does and costs.
         last: command line of a job that runs after all elements, without GPUs.
-        submitted: is called when SLURM has taken the elements.
+        submitted: is called when SLURM has taken the elements, and for each further job of a chain.
+        resumes: an element that is started again goes on where it was; others are not queued again after a time-out.
     """
 
     command: str
@@ -75,6 +81,7 @@ class Work:
     estimate: list[str]
     last: list[str] | None = None
     submitted: Callable[[Submission], None] | None = None
+    resumes: bool = True
 
 
 def read_request(arguments: Sequence[str], *, trains: bool = False) -> Request:
@@ -88,6 +95,7 @@ def read_request(arguments: Sequence[str], *, trains: bool = False) -> Request:
     """
     shown = [word for word in arguments if _OURS.match(word)]
     words = [word for word in arguments if not _OURS.match(word)]
+    _refuse_misspelt(words)
     values: dict[str, object] = {}
     for word in shown:
         if word.startswith("+"):
@@ -97,7 +105,7 @@ def read_request(arguments: Sequence[str], *, trains: bool = False) -> Request:
         except OptionError:
             raise
         except Exception as error:  # Hydra's lexer has errors of its own
-            raise OptionError(f"{word}: quote the value twice: '{_quoted(word)}'") from error
+            raise OptionError(f"{word}: {_quoted(word)}") from error
         value = override.value()
         values[override.key_or_group] = value if isinstance(value, str | list | dict) or value is None else (
             override.get_value_string())  # fmt: skip
@@ -125,9 +133,28 @@ def read_request(arguments: Sequence[str], *, trains: bool = False) -> Request:
     return Request(profile, words, flags["dry_run"], flags["wait"], shown)
 
 
+def _refuse_misspelt(words: Iterable[str]) -> None:
+    """Hydra would advise a leading "+", with which the command would run on this machine."""
+    for word in words:
+        switch = _SWITCH.match(word)
+        if switch:
+            name = switch[1].replace("-", "_")
+            value = switch[2] or {"launcher": "slurm", "dry_run": "true", "wait": "true"}.get(name, "VALUE")
+            raise OptionError(f"{word}: write {name}={value}")
+        option = word.lstrip("+").partition("=")[0].partition(".")[0]
+        near = difflib.get_close_matches(option, ("launcher", "dry_run", "wait"), n=1, cutoff=_NEAR)
+        if "=" in word and near:
+            raise OptionError(f"{word}: {option} is no option; did you mean {near[0]!r}?")
+
+
 def _quoted(word: str) -> str:
+    """What to write where Hydra cannot read a value."""
     key, _, value = word.partition("=")
-    return f'{key}="{value}"'
+    if not value.startswith("["):
+        return f"quote the value twice: '{key}=\"{value}\"'"
+    texts = (item.strip(" '\"") for item in value.strip("[]").split(","))
+    items = ",".join(f'"{text}"' for text in texts)
+    return f"quote each item, and all of it: '{key}=[{items}]'"
 
 
 def _flag(name: str, value: object) -> bool:
@@ -143,6 +170,26 @@ def local_ranks(request: Request, module: str) -> int | None:
     from slt_plugin.launch.local import run_ranks
 
     return run_ranks([sys.executable, "-m", module, *request.words], request.profile.local_ranks)
+
+
+def check_devices(request: Request, cfg) -> None:
+    """Raises OptionError where the job would hold GPUs that it does not use."""
+    profile = request.profile
+    if profile.gpus and not profile.is_local and cfg.common.cpu:
+        raise OptionError(
+            f"common.cpu=true with launcher.gpus_per_node={profile.gpus_per_node}: the GPUs would be idle. Give "
+            "launcher.gpus_per_node=0 (launcher=slurm_cpu), or common.cpu=false"
+        )
+
+
+def out_of_time(error: Exception) -> str | None:
+    """What to say where submitit ends this job at its time limit without queueing it again; None: another error."""
+    if not type(error).__module__.startswith("submitit.") or "timed-out" not in str(error):
+        return None
+    return (
+        f"job {slurm.job_id(os.environ)}: the time limit was too short. It is not queued again, because it would start "
+        "from the beginning: submit it with a longer launcher.time"
+    )
 
 
 def launch(request: Request, work: Work) -> int:
@@ -189,8 +236,20 @@ def _line(words: Sequence[str]) -> str:
 
 def _submit_all(profile: Profile, work: Work, folder: Path, name: str) -> list[Submission]:
     """Submits and prints each: what comes later may still be refused."""
+    if not work.resumes:
+        profile = replace(profile, max_num_timeout=0)
+    submissions: list[Submission] = []
+    try:
+        _submit_each(profile, work, folder, name, submissions)
+    finally:
+        if submissions:
+            print(f"  end it: scancel {' '.join(submission.job for submission in submissions)}", flush=True)
+    return submissions
+
+
+def _submit_each(profile: Profile, work: Work, folder: Path, name: str, submissions: list[Submission]) -> None:
     first = submit(profile, job_calls(profile, work.module, work.elements), folder, name=name)
-    submissions = [first]
+    submissions.append(first)
     if work.submitted is not None:
         work.submitted(first)
     print_submission(first, profile)
@@ -198,10 +257,14 @@ def _submit_all(profile: Profile, work: Work, folder: Path, name: str) -> list[S
         before = submissions[-1].job
         calls = job_calls(profile, work.module, work.elements, after=before)
         submissions.append(submit(profile, calls, folder, name=name, dependency=f"afternotok:{before}"))
+        if work.submitted is not None:
+            work.submitted(submissions[-1])
         print(f"job {submissions[-1].job} goes on where job {before} was ended; it is cancelled if that completes")
     if work.last is not None:
-        # an array may have more parallel jobs than there are free CPUs: this one is small
-        small = replace(profile, gpus_per_node="0", cpus_per_task=1)
+        # an array may have more parallel jobs than there are free CPUs: this one is small, and needs no special node
+        small = replace(
+            profile, gpus_per_node="0", cpus_per_task=1, mem=None, constraint=None, extra={}, max_num_timeout=0
+        )
         calls = job_calls(small, work.module, [work.last])
         try:
             last = submit(small, calls, folder, name=f"{name}-merge", dependency=f"afterany:{first.job}")
@@ -211,12 +274,11 @@ def _submit_all(profile: Profile, work: Work, folder: Path, name: str) -> list[S
                 f"the job has ended: {work.command} {_line(work.last)}"
             ) from error
         submissions.append(last)
-        print(f"job {last.job} merges when all of job {first.job} have ended; log: {last.log(last.job)}")
-    return submissions
+        print(f"job {last.job} merges when all of job {first.job} have ended; log: {_log(last, last.job)}")
 
 
 def print_submission(submission: Submission, profile: Profile) -> None:
-    """Job, logs, and how to follow and end it."""
+    """Job, logs, and how to follow it."""
     if submission.elements == 1:
         print(f"submitted job {submission.job} ({submission.name})")
     else:
@@ -224,13 +286,25 @@ def print_submission(submission: Submission, profile: Profile) -> None:
         print(
             f"submitted job {submission.job} ({submission.name}): an array of {submission.elements}, {parallel} at once"
         )
-    pattern = submission.log(submission.job if submission.elements == 1 else f"{submission.job}_*")
+    pattern = _log(submission, submission.job if submission.elements == 1 else f"{submission.job}_*")
     print(f"  logs:   {pattern}")
     if profile.world_size > 1:
-        print(f"          of the other ranks: the same with _1_log.out to _{profile.world_size - 1}_log.out")
+        last = f" to _{profile.world_size - 1}_log.out" if profile.world_size > 2 else ""
+        print(f"          of the other ranks: the same with _1_log.out{last}")
     print(f"  follow: tail -F {pattern}")
     print(f"  state:  squeue -j {submission.job}")
-    print(f"  end it: scancel {submission.job}", flush=True)
+
+
+def _log(submission: Submission, job: str) -> str:
+    """The path of a log, or of those of all elements (``job``: "12_*"), as a shell takes it."""
+    path = submission.log(job)
+    return f"{shlex.quote(str(path.parent))}/{path.name}"
+
+
+def duration(seconds: float) -> str:
+    """Hours (as many as there are), minutes and seconds, "26:00:05"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
 class ProgressLine:
@@ -242,9 +316,11 @@ class ProgressLine:
 
     def __call__(self, line: str) -> None:
         now = time.monotonic()
-        elapsed = time.strftime("%H:%M:%S", time.gmtime(now - self.begin))
+        elapsed = duration(now - self.begin)
         if self.terminal:
-            print(f"\r\x1b[K{elapsed} {line}", end="", file=sys.stderr, flush=True)
+            # a line that wraps could not be taken back
+            shown = f"{elapsed} {line}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
             return
         states = line.partition(" | ")[0]
         if states != self.shown or now - self.last >= PLAIN_SECONDS:
@@ -264,9 +340,10 @@ def wait_for(submissions: Sequence[Submission], *, chain: bool = False) -> int:
         follow(follower, progress)
     except KeyboardInterrupt:
         progress.close()
+        log = _log(submissions[0], submissions[0].ids[0])
         print(
-            f"job {names} goes on. State: squeue -j {names}; log: tail -F {submissions[0].log(submissions[0].ids[0])}; "
-            f"end it: scancel {names.replace(',', ' ')}",
+            f"job {names} goes on. State: squeue -j {names}; log: tail -F {log}; end it: scancel "
+            f"{names.replace(',', ' ')}",
             file=sys.stderr,
         )
         return 130

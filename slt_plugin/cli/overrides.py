@@ -12,11 +12,11 @@ from slt_plugin.models.errors import OptionError
 CONFIGS = Path(__file__).parents[1] / "config" / "generate"  # one YAML for each command that takes overrides
 
 
-def parse(words: Sequence[str], *, sweep: bool = False) -> list[Override]:
+def parse(words: Sequence[str], *, sweep: bool | None = None) -> list[Override]:
     """One Override for each word.
 
     Args:
-        sweep: several values for several runs (Hydra's --multirun) are allowed.
+        sweep: several values for several runs (Hydra's --multirun) are allowed; None: the command has no such runs.
 
     Raises:
         OptionError: several values where one is expected; the message says how they are quoted.
@@ -26,8 +26,9 @@ def parse(words: Sequence[str], *, sweep: bool = False) -> list[Override]:
     for override in overrides:
         if override.is_sweep_override() and not sweep:
             key, value = override.key_or_group, override.get_value_string()
+            runs = "" if sweep is None else "; for one run with each value add -m"
             raise OptionError(
-                f"{override.input_line}: Hydra takes a value with commas for several runs. "
+                f"{override.input_line}: Hydra takes a value with commas for several runs{runs}. "
                 f"As one text, quote it twice: '{key}=\"{value}\"'; as a list write '{key}=[{value}]'"
             )
     return overrides

@@ -10,9 +10,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from slt_plugin.cli.launching import Request, Work
+from slt_plugin.cli.launching import Request, Work, check_devices
 from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.launch.estimate import training_estimate
+from slt_plugin.launch.running import note_jobs, refuse_running
 from slt_plugin.launch.sweep import SAVE_DIR, check_sweep_folder, element_words, expand, write_sweep
 from slt_plugin.models.errors import OptionError
 
@@ -40,24 +41,31 @@ def training_work(command: str, request: Request, options: argparse.Namespace, o
     check_devices(request, cfg)
     if resolved is not None:
         check_task(resolved)
+        check_starts(resolved)
     save_dir = str(cfg.checkpoint.save_dir)
     switches = [word for word in request.words if word not in options.overrides and word not in ("-m", "--multirun")]
     given = [override for override in overrides if override.input_line in request.words]  # without our user_dir
     kept = [override.input_line for override in given if not override.is_sweep_override()]
-    lines, submitted = [[*switches, *kept]], None
+    lines = [[*switches, *kept]]
     if sweeping:
         if request.profile.chain:
             raise OptionError("launcher.chain is for one training: leave -m out, or requeue (launcher.chain=0)")
         if not here:
             check_one_folder(composed)
-            check_sweep_folder(Path(save_dir), elements)
         kept = [o.input_line for o in given if not o.is_sweep_override() and o.key_or_group != SAVE_DIR]
+        if not here:
+            check_sweep_folder(Path(save_dir), elements, [*switches, *kept])
         lines = [element_words([*switches, *kept], element, save_dir) for element in elements]
+    jobs: list[str] = []
 
-        def submitted(submission):
-            Path(save_dir).mkdir(parents=True, exist_ok=True)
-            write_sweep(Path(save_dir), f"slt-{command}", elements, submission.job)
+    def submitted(submission):
+        jobs.append(submission.job)
+        note_jobs(Path(save_dir), jobs)
+        if sweeping:
+            write_sweep(Path(save_dir), f"slt-{command}", elements, [*switches, *kept], submission.job)
 
+    if not here and not request.dry_run:
+        refuse_running(Path(save_dir))
     title = f"# of element 0 of {len(elements)}: {' '.join(elements[0].overrides)}\n" if elements else ""
     return Work(
         command=f"slt-{command}",
@@ -154,16 +162,6 @@ def check_complete(cfg: DictConfig) -> None:
         raise OptionError(f"{listing(missing)} must be given: {' '.join(f'{key}=...' for key in missing[:3])}")
 
 
-def check_devices(request: Request, cfg: DictConfig) -> None:
-    """Raises OptionError where the job would hold GPUs that it does not use."""
-    profile = request.profile
-    if profile.gpus and not profile.is_local and cfg.common.cpu:
-        raise OptionError(
-            f"common.cpu=true with launcher.gpus_per_node={profile.gpus_per_node}: the GPUs would be idle. Give "
-            "launcher.gpus_per_node=0 (launcher=slurm_cpu), or common.cpu=false"
-        )
-
-
 def check_task(cfg: DictConfig) -> None:
     """Builds the task, which reads its vocabulary, and looks for its manifests.
 
@@ -183,6 +181,23 @@ def check_task(cfg: DictConfig) -> None:
     codec = getattr(task, "codec", None)
     if codec is not None and not codec.kind:
         raise OptionError("task.codec_path is not set: give the vocabulary")
+
+
+def check_starts(cfg: DictConfig) -> None:
+    """Looks for the files that the training begins with.
+
+    Raises:
+        SltError: one is not there; a checkpoint of a training cannot be loaded.
+    """
+    from slt_plugin.checkpoints.safe import LAST, choose_restore_file
+
+    for option in ("text_pretrained", "signhiera_pretrained", "pretrained"):
+        path = cfg.model.get(option) if cfg.model else None
+        if path is not None and "://" not in path and not Path(path).exists():
+            raise OptionError(f"model.{option}={path} does not exist on this machine: give another path")
+    named = cfg.checkpoint
+    if named.restore_file != LAST or named.continue_once is not None or named.finetune_from_model is not None:
+        choose_restore_file(named, named.checkpoint_suffix)
 
 
 def check_manifest(directory: Path, name: str) -> None:

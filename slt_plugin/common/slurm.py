@@ -113,6 +113,43 @@ def _accounted(job: str, error: SlurmError) -> dict[str, str]:
     return values
 
 
+def show_all(job: str) -> dict[str, dict[str, str]]:
+    """What `show` tells, of a whole array with one question: "123_4" -> its fields; of a plain job "123" -> its fields.
+
+    Pending elements share a record. What SLURM has forgotten is not in the answer; {} where that is all of it.
+
+    Raises:
+        SlurmError: SLURM does not answer.
+    """
+    try:
+        # the variable: else a long list of elements is cut off
+        text = _run("env", "SLURM_BITSTR_LEN=0", "scontrol", "show", "job", "--oneliner", job)
+    except SlurmError as error:
+        # the second of an element, where SLURM still knows others of its array
+        if not re.search(r"[Ii]nvalid job id|Job \S+ not found", str(error)):
+            raise
+        try:
+            text = _run("sacct", "-X", "-n", "-P", "-j", job, "--format=JobID,State,ExitCode")
+        except SlurmError:  # no accounting
+            return {}
+        rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
+        listed = [(*name.partition("_")[::2], {"JobState": s.split()[0], "ExitCode": code}) for name, s, code in rows]
+    else:
+        # reversed: the first of a name counts, a comment may hold others
+        records = [dict(reversed(re.findall(r"(\S+?)=(\S*)", line))) for line in text.splitlines() if line.strip()]
+        listed = [(r.get("ArrayJobId", r.get("JobId", job)), r.get("ArrayTaskId", ""), r) for r in records]
+    found: dict[str, dict[str, str]] = {}
+    for array, elements, record in listed:
+        for part in elements.strip("[]").partition("%")[0].split(","):  # of "2,5-7,10-20:5%2"
+            match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+            if match is None:
+                found[array] = record
+                continue
+            first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+            found |= {f"{array}_{number}": record for number in range(first, last + 1, step)}
+    return found
+
+
 def ended(state: str) -> bool:
     """Whether a job in this state does not run again by itself."""
     return state in ENDED

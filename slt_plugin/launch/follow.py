@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from slt_plugin.launch.errors import LaunchError
 from slt_plugin.launch.submit import Submission
 
 POLL_SECONDS = (1.0, 15.0)  # at the beginning, and when nothing has happened for a while
-SECONDS_A_JOB = 0.2  # of an array: it is asked less often, so that the controller has time for others
+SECONDS_A_JOB = 0.02  # of an array: it is asked less often, so that the controller has time for others
 SILENCE_SECONDS = 600  # for which SLURM may not answer
+FORGOTTEN = "UNKNOWN"  # state of a job that SLURM has forgotten before its end was seen
 TAIL_BYTES = 8192
 WIDTH = 120  # characters of the log's last line
 
@@ -27,6 +28,8 @@ class End:
 
     @property
     def text(self) -> str:
+        if self.state == FORGOTTEN:
+            return "its end is not known: SLURM has forgotten it, and there is no accounting to ask"
         return self.state if self.status == 0 else f"{self.state}, exit status {self.status}"
 
 
@@ -52,33 +55,52 @@ class Follower:
     because a job passes through one on its way back into the queue.
 
     Args:
-        show: state of a job, see `common.slurm.show`.
+        show_all: states of a job's elements, see `common.slurm.show_all`.
     """
 
-    def __init__(self, submissions: Sequence[Submission], show: Callable[[str], dict[str, str]] = slurm.show):
-        self.submissions, self._show = list(submissions), show
+    def __init__(
+        self, submissions: Sequence[Submission], show_all: Callable[[str], dict[str, dict[str, str]]] = slurm.show_all
+    ):
+        self.submissions, self._show_all = list(submissions), show_all
         self.states = {job: "PENDING" for submission in submissions for job in submission.ids}
         self.ends: dict[str, End] = {}
         self._suspected: dict[str, End] = {}
 
     def poll(self) -> None:
-        """One look at every job that has not ended.
+        """One look at every submission that has not ended.
 
         Raises:
-            SlurmError: SLURM does not answer.
+            SlurmError: SLURM does not answer for any of them.
         """
-        for job in self.states:
-            if job in self.ends:
+        answers, errors = 0, []
+        for submission in self.submissions:
+            left = [job for job in submission.ids if job not in self.ends]
+            try:
+                found = self._show_all(submission.job) if left else {}
+                # an array's elements are forgotten one by one, and accounting may still know them
+                found |= {job: self._show_all(job).get(job, {}) for job in left if found and job not in found}
+            except slurm.SlurmError as error:
+                errors.append(error)
                 continue
-            found = self._show(job)
-            state = self.states[job] = found.get("JobState", "UNKNOWN").split()[0]
-            if not slurm.ended(state):
-                self._suspected.pop(job, None)
-                continue
-            end = End(state, exit_status(state, found.get("ExitCode", "")))
-            if end.status == 0 or self._suspected.get(job) == end:
-                self.ends[job] = end
-            self._suspected[job] = end
+            answers += bool(left)
+            for job in left:
+                self._note(job, found.get(job, {}))
+        if errors and not answers:
+            raise errors[-1]
+
+    def _note(self, job: str, found: Mapping[str, str]) -> None:
+        if not found:  # what it was last seen with, if it was not on its way back into the queue
+            self.ends[job] = self._suspected.get(job, End(FORGOTTEN, 1))
+            self.states[job] = self.ends[job].state
+            return
+        state = self.states[job] = found.get("JobState", FORGOTTEN).split()[0]
+        if not slurm.ended(state):
+            self._suspected.pop(job, None)
+            return
+        end = End(state, exit_status(state, found.get("ExitCode", "")))
+        if end.status == 0 or self._suspected.get(job) == end:
+            self.ends[job] = end
+        self._suspected[job] = end
 
     @property
     def done(self) -> bool:

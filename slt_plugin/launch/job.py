@@ -33,7 +33,7 @@ class Job:
     def __call__(self) -> None:
         """Raises SystemExit where the command fails: SLURM then shows the job as FAILED, with that exit status."""
         os.environ.update(self.settings)
-        logging.getLogger("submitit").propagate = False  # it prints its lines itself
+        _print_once()
         if self.after is not None:
             failed = why_not_to_go_on(self.after)
             if failed:
@@ -49,8 +49,17 @@ class Job:
         return resubmission(self) if self.requeues else None
 
 
+def _print_once() -> None:
+    """submitit prints its lines itself, warnings both to stdout and to stderr: in our logs these are one file."""
+    log = logging.getLogger("submitit")
+    log.propagate = False
+    if any(handler.level < logging.WARNING for handler in log.handlers):
+        log.handlers = [handler for handler in log.handlers if handler.level < logging.WARNING]
+
+
 def why_not_to_go_on(job: str) -> str | None:
-    """The message where the job before was not ended by SLURM but failed: it would fail again; None: go on.
+    """The message where the job before was not ended by SLURM: failed, it would fail again; cancelled, somebody wants
+    no more of it. None: go on.
 
     A dependency (afternotok) cannot tell the two apart.
     """
@@ -60,6 +69,8 @@ def why_not_to_go_on(job: str) -> str | None:
         logger.warning("what became of job %s before this one is not known (%s)", job, error)
         return None
     state, status = before.get("JobState", ""), before.get("ExitCode", "").split(":")[0]
+    if state == "CANCELLED":
+        return f"job {job}, which this one was to go on from, was cancelled: submit the same command again to go on"
     if state != "FAILED" or status == str(TRY_AGAIN):
         return None
     return f"job {job}, which this one was to go on from, failed with exit status {status}: see its log"

@@ -15,12 +15,17 @@ from slt_plugin.models.errors import OptionError
 PROFILES = Path(slt_plugin.__file__).parent / "config" / "launcher"
 LOCAL = "local"  # the profile of this machine
 OF_LOCAL = ("local_ranks", "clips_per_second", "price_per_gpu_hour")  # the options that it has a use for
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's
 # sbatch options that the launcher itself sets -> what to write instead
 _OURS = {
     "array": "-m, or num_shards of slt-extract",
     "chdir": "the folder that the command is called in",
     "error": "launcher.folder",
     "export": "the environment that the command is called in",
+    "gpus": "launcher.gpus_per_node",
+    "gpus-per-socket": "launcher.gpus_per_node",
+    "gpus-per-task": "launcher.gpus_per_node",
+    "gres": "launcher.gpus_per_node; where the cluster only knows --gres, give launcher.gres=true",
     "job-name": "the name of the config",
     "no-requeue": "launcher.requeue",
     "ntasks": "launcher.gpus_per_node or launcher.local_ranks",
@@ -46,6 +51,7 @@ class Profile:
     qos: str | None = None
     nodes: int = 1
     gpus_per_node: str = "0"
+    gres: bool = False
     cpus_per_task: int | None = None
     mem: str | None = None
     time: str = "24:00:00"
@@ -66,7 +72,7 @@ class Profile:
 
     def __post_init__(self):
         for name, least in (("nodes", 1), ("array_parallelism", 1), ("local_ranks", 1), ("signal_delay", 1),
-                            ("max_num_timeout", 1), ("chain", 0), ("cpus_per_task", 1)):  # fmt: skip
+                            ("max_num_timeout", 0), ("chain", 0), ("cpus_per_task", 1)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"launcher.{name}={value}: give a whole number of at least {least}")
@@ -88,6 +94,7 @@ class Profile:
 
     def _check_extra(self, option: str) -> None:
         ours = {item.name.replace("_", "-"): f"launcher.{item.name}" for item in fields(Profile)} | _OURS
+        option = {"G": "gpus"}.get(option, option)
         if option in ours:
             raise OptionError(f"launcher.extra.{option}: the launcher sets --{option} itself, from {ours[option]}")
 
@@ -238,9 +245,9 @@ def _converted(where: str, item, value: object):
         raise OptionError(f"{where}={value}: give one value")
     text = str(value).strip()
     if "bool" in kind:
-        if text.lower() not in ("true", "false"):
+        if text.lower() not in _BOOLEANS:
             raise OptionError(f"{where}={value}: give true or false")
-        return text.lower() == "true"
+        return _BOOLEANS[text.lower()]
     if "int" in kind or "float" in kind:
         try:
             return int(text) if "int" in kind else float(text)

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def submit(
 
     folder = folder.absolute()
     before = set(folder.iterdir()) if folder.is_dir() else set()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,8 +110,8 @@ def submit(
             executor.update_parameters(**_parameters(profile, name, dependency))
             submitted = executor.submit_array(jobs)
     except (FailedJobError, FailedSubmissionError) as error:
-        _remove_leftovers(folder, before)
-        raise LaunchError(f"sbatch refused the job: {_words_of_sbatch(str(error))}") from error
+        _remove_leftovers(folder, before, made)
+        raise LaunchError(f"sbatch refused the job: {_explained(_words_of_sbatch(str(error)), len(jobs))}") from error
     return Submission(submitted[0].job_id.split("_")[0], len(jobs), folder, name)
 
 
@@ -143,6 +145,8 @@ def _parameters(profile: Profile, name: str, dependency: str | None) -> dict:
     additional |= {
         option.lstrip("-").replace("_", "-"): value for option, value in profile.extra.items() if value is not False
     }
+    if profile.gpus and profile.gres:
+        additional["gres"] = f"gpu:{profile.gpus_per_node}"
     if dependency is not None:
         additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     # without the first, the other ranks wait for ever for one that has died
@@ -159,7 +163,7 @@ def _parameters(profile: Profile, name: str, dependency: str | None) -> dict:
         "time": profile.minutes,
         "nodes": profile.nodes,
         "ntasks_per_node": profile.tasks_per_node,
-        "gpus_per_node": profile.gpus_per_node if profile.gpus else None,
+        "gpus_per_node": profile.gpus_per_node if profile.gpus and not profile.gres else None,
         "cpus_per_task": profile.cpus_per_task,
         "mem": profile.mem,
         "setup": list(profile.setup) or None,
@@ -191,11 +195,30 @@ def _words_of_sbatch(text: str) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "it does not say why"
 
 
-def _remove_leftovers(folder: Path, before: set[Path]) -> None:
-    """What submitit wrote for a job that was not taken."""
+def _explained(words: str, elements: int) -> str:
+    """What sbatch says, and what to do where it does not say it."""
+    if elements == 1 or "Invalid job array specification" not in words:
+        return words
+    return (
+        f"{words}. An array of {elements} elements is more than the cluster takes at once (MaxArraySize{_max_array()} "
+        "of scontrol show config): give slt-extract fewer num_shards, or split the sweep into several"
+    )
+
+
+def _max_array() -> str:
+    """'=1001', or nothing where SLURM does not say it."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=10, check=False)
+        match = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown.stdout, re.MULTILINE)
+        return f"={match[1]}" if match else ""
+    return ""
+
+
+def _remove_leftovers(folder: Path, before: set[Path], made: Sequence[Path]) -> None:
+    """What submitit wrote for a job that was not taken, and the folders that were made for it, the innermost first."""
     for path in set(folder.iterdir()) - before:
         if path.suffix in (".pkl", ".sh"):
             path.unlink(missing_ok=True)
-    if not before:
-        with contextlib.suppress(OSError):  # somebody else uses it
-            folder.rmdir()
+    with contextlib.suppress(OSError):  # somebody else uses it
+        for path in made:
+            path.rmdir()

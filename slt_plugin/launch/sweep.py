@@ -10,6 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
 from slt_plugin.common.files import atomic_open
+from slt_plugin.common.messages import listing
 from slt_plugin.launch.errors import LaunchError
 from slt_plugin.models.errors import OptionError
 
@@ -76,23 +77,43 @@ def element_words(words: Sequence[str], element: Element, save_dir: str) -> list
     return [*words, *element.overrides, f"{SAVE_DIR}='{folder}'"]
 
 
-def check_sweep_folder(save_dir: Path, elements: Sequence[Element]) -> None:
-    """Raises LaunchError where the folder holds another sweep: its runs would be continued with other options."""
+def check_sweep_folder(save_dir: Path, elements: Sequence[Element], words: Sequence[str]) -> None:
+    """Raises LaunchError where the folder holds another sweep: its runs would be continued with other options.
+
+    Args:
+        words: of the command line, those that do not vary; their order does not count.
+    """
     path = save_dir / FILE
     if not path.is_file():
         return
     try:
-        found = [tuple(element["overrides"]) for element in json.loads(path.read_text(encoding="utf-8"))["elements"]]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = [tuple(element["overrides"]) for element in content["elements"]]
+        before = [str(word) for word in content["words"]]
     except (ValueError, KeyError, TypeError) as error:
         raise LaunchError(f"{path} cannot be read ({error}): remove it, or give another {SAVE_DIR}") from error
     if found != [element.overrides for element in elements]:
         raise LaunchError(f"{path} is of another sweep, with {len(found)} elements: give another {SAVE_DIR}")
+    if sorted(before) != sorted(words):
+        said = [
+            f"{verb} {listing([word for word in of if word not in other])}"
+            for verb, of, other in (("had", before, words), ("did not have", words, before))
+            if set(of) - set(other)
+        ]
+        raise LaunchError(
+            f"{path}: this sweep {' and '.join(said) or 'had other words'}, and its elements would go on with other "
+            f"options than they began with. Give the same words, or another {SAVE_DIR}; or remove {path} first"
+        )
 
 
-def write_sweep(save_dir: Path, command: str, elements: Sequence[Element], job: str) -> Path:
-    """Writes sweep.json, which `slt-report sweep` reads: the array's job and of each element overrides and folder."""
+def write_sweep(save_dir: Path, command: str, elements: Sequence[Element], words: Sequence[str], job: str) -> Path:
+    """Writes sweep.json, which `slt-report sweep` reads: the array's job and of each element overrides and folder.
+
+    Args:
+        words: see `check_sweep_folder`.
+    """
     listed = [{"index": e.index, "overrides": list(e.overrides), "folder": e.folder} for e in elements]
-    content = {"command": command, "job": job, "elements": listed}
+    content = {"command": command, "job": job, "words": list(words), "elements": listed}
     with atomic_open(save_dir / FILE) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return save_dir / FILE
