@@ -160,7 +160,7 @@ JobId=326 ArrayJobId=325 ArrayTaskId=0 JobName=a b UserId=root(0) JobState=FAILE
 def answers(monkeypatch, **texts):
     """The text that each command of SLURM prints; an error otherwise."""
 
-    def run(*command):
+    def run(*command, **variables):
         name = next(word for word in command if word in ("scontrol", "sacct"))
         if name not in texts or texts[name].startswith("error"):
             raise slurm.SlurmError(texts.get(name, f"{name} is not installed here"))

@@ -1,6 +1,7 @@
 """What a process of a SLURM job knows of its job, and what it asks of SLURM: state, requeueing."""
 
 import math
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -88,29 +89,10 @@ def show(job: str) -> dict[str, str]:
     Raises:
         SlurmError: neither knows the job, or SLURM does not answer.
     """
-    try:
-        text = _run("scontrol", "show", "job", "--oneliner", job)
-    except SlurmError as error:
-        if "nvalid job id" not in str(error):
-            raise
-        return _accounted(job, error)
-    found: dict[str, str] = {}
-    for name, value in re.findall(r"(\S+?)=(.*?)(?=\s\S+?=|\s*$)", text.strip().splitlines()[0]):
-        found.setdefault(name, value)
-    return found
-
-
-def _accounted(job: str, error: SlurmError) -> dict[str, str]:
-    fields = ("State", "ExitCode", "Reason", "Elapsed")
-    try:
-        text = _run("sacct", "-X", "-n", "-P", "-j", job, f"--format={','.join(fields)}")
-    except SlurmError:
-        text = ""
-    if not text.strip():
-        raise SlurmError(f"SLURM no longer knows job {job}, and there is no accounting to ask: {error}") from error
-    values = dict(zip(fields, text.splitlines()[0].split("|"), strict=True))
-    values["JobState"] = values.pop("State").split()[0]
-    return values
+    found = show_all(job)
+    if not found:
+        raise SlurmError(f"SLURM no longer knows job {job}, and there is no accounting that does")
+    return found.get(job) or next(iter(found.values()))
 
 
 def show_all(job: str) -> dict[str, dict[str, str]]:
@@ -123,7 +105,7 @@ def show_all(job: str) -> dict[str, dict[str, str]]:
     """
     try:
         # the variable: else a long list of elements is cut off
-        text = _run("env", "SLURM_BITSTR_LEN=0", "scontrol", "show", "job", "--oneliner", job)
+        text = _run("scontrol", "show", "job", "--oneliner", job, SLURM_BITSTR_LEN="0")
     except SlurmError as error:
         # the second of an element, where SLURM still knows others of its array
         if not re.search(r"[Ii]nvalid job id|Job \S+ not found", str(error)):
@@ -184,9 +166,16 @@ def requeue(job: str) -> None:
     _run("scontrol", "requeue", job)
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, **variables: str) -> str:
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        run = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+            env={**os.environ, **variables},
+        )
     except FileNotFoundError as error:
         raise SlurmError(f"{command[0]} is not installed here: run this on a machine of the cluster") from error
     except subprocess.TimeoutExpired as error:
