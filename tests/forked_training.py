@@ -163,6 +163,8 @@ def training_difference(once: Path, parts: Path) -> str | None:
     a, b = (load(folder / "checkpoint_last.pt") for folder in (once, parts))
     for state in (a, b):  # it has an entry for each time that the training was begun
         state["optimizer_history"] = state["optimizer_history"][-1]
+        # reduce_lr_on_plateau counts its calls, on which nothing depends
+        state["optimizer_history"]["lr_scheduler_state"].pop("last_epoch", None)
     for key in ("model", "last_optimizer_state", "optimizer_history"):
         if found := difference(a[key], b[key], key):
             return found

@@ -86,6 +86,26 @@ def test_an_interrupted_training_equals_one_without(
     assert training_difference(uninterrupted(ranks, workers), tmp_path / "run") is None
 
 
+def test_the_learning_rate_goes_on_over_the_end_of_an_epoch(pose_corpus, spm_model, tmp_path):
+    """fairseq saves before it shows the epoch's validation to the scheduler, and does not do it after a restart."""
+    plateau = (
+        "lr_scheduler._name=reduce_lr_on_plateau", "~lr_scheduler.warmup_updates", "+lr_scheduler.lr_shrink=0.5",
+        "+lr_scheduler.lr_threshold=1000", "+lr_scheduler.lr_patience=0",
+        "dataset.validate_interval=1", "dataset.validate_interval_updates=0", "checkpoint.save_interval_updates=0",
+    )  # fmt: skip
+    for name, before in (("once", None), ("parts", at_call(SignToTextTask, "valid_step", 1))):
+        words = train_words(pose_corpus, spm_model, tmp_path / name, *plateau)
+        words = [word for word in words if not word.startswith("lr_scheduler.warmup")]
+        status = start(words, tmp_path / f"{name}.log", before=before)[0].wait()
+        assert status == (0 if before is None else DIED_OF_USR2), (tmp_path / f"{name}.log").read_text()[-2000:]
+    state = load(tmp_path / "parts/checkpoint_last.pt")["extra_state"]["train_iterator"]
+    assert state["epoch"] == 2 and state["iterations_in_epoch"] == 0  # between two epochs
+    assert start(words, tmp_path / "parts.log")[0].wait() == 0
+    rates = load(tmp_path / "once/checkpoint_last.pt")["last_optimizer_state"]["param_groups"][0]["lr"]
+    assert rates < 0.002
+    assert training_difference(tmp_path / "once", tmp_path / "parts") is None
+
+
 def test_one_rank_hears_the_signal_and_both_stop(pose_corpus, spm_model, tmp_path):
     def only_on_rank_1():
         if os.environ["RANK"] == "1":

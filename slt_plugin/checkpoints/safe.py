@@ -261,7 +261,16 @@ def load_checkpoint(cfg, trainer, **passthrough_args):
     resumes = extra_state is not None and not (fine_tunes or cfg.reset_optimizer or cfg.reset_meters)
     if resumes:  # the condition under which fairseq restores the best score for checkpoint_best.pt
         restore_early_stopping(extra_state)
+    if extra_state is not None and not (fine_tunes or cfg.reset_lr_scheduler or cfg.reset_dataloader):
+        _step_scheduler(trainer, extra_state)
     return extra_state, epoch_itr
+
+
+def _step_scheduler(trainer, extra_state: dict) -> None:
+    """What fairseq does between two epochs, after it has saved: without it reduce_lr_on_plateau misses a validation."""
+    place = extra_state["train_iterator"]
+    if place["epoch"] > 1 and place["iterations_in_epoch"] == 0:
+        trainer.lr_step(place["epoch"] - 1, extra_state.get("val_loss"))
 
 
 def _compare_task_state(cfg, choice: str | None, trainer) -> None:

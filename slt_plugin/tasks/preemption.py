@@ -163,7 +163,7 @@ def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch
     _clock.tick(getattr(trainer, "slt_save_seconds", 0.0))
     number = _agreed(trainer)
     if number and not should_stop:
-        _save_and_leave(number, cfg, trainer, epoch_itr)
+        _save_and_leave(number, cfg, trainer, epoch_itr, valid_losses[0])
     return valid_losses, should_stop
 
 
@@ -177,7 +177,7 @@ def _agreed(trainer) -> int:
     return int(heard)
 
 
-def _save_and_leave(number: int, cfg, trainer, epoch_itr) -> None:
+def _save_and_leave(number: int, cfg, trainer, epoch_itr, valid_loss: float | None) -> None:
     """Raises SystemExit."""
     logger.info("%s: saving at update %d", signal.Signals(number).name, trainer.get_num_updates())
     if cfg.checkpoint.no_save or cfg.checkpoint.no_last_checkpoints:
@@ -187,7 +187,7 @@ def _save_and_leave(number: int, cfg, trainer, epoch_itr) -> None:
             *(signal.Signals(number).name, trainer.get_num_updates()),
         )
         raise SystemExit(128 + number)
-    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, valid_loss)
     _leave(number, trainer)
 
 
