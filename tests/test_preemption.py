@@ -158,6 +158,14 @@ def test_the_determinism_switch(pose_corpus, spm_model, tmp_path):
     assert "deterministic: True :4096:8" in process.text()
 
 
+@pytest.mark.parametrize("command", ["slt-finetune", "fairseq-hydra-train"])
+def test_a_training_with_workers_ends(pose_corpus, spm_model, tmp_path, command):
+    """In the middle of an epoch: its workers still wait for work, and do not end of multiprocessing's SIGTERM."""
+    words = train_words(pose_corpus, spm_model, tmp_path / "run", "dataset.num_workers=2", "optimization.max_update=2")
+    run_command(command, *words, timeout=120)
+    assert updates(load(tmp_path / "run/checkpoint_last.pt")) == 2
+
+
 def test_a_finished_training_is_not_trained_further(pose_corpus, spm_model, tmp_path, uninterrupted):
     run = uninterrupted(1, 0)
     before = (run / "checkpoint_last.pt").read_bytes()

@@ -1,5 +1,7 @@
 """What fairseq datasets over manifests have in common: epochs, and when fairseq may read media through them."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 
@@ -7,10 +9,11 @@ from fairseq.data import FairseqDataset
 from torch.utils.data import get_worker_info
 
 _shielded = 0  # the process that outlives a SIGTERM
+_tidied = 0  # the process that ends its workers itself
 
 
 def shield_worker() -> None:
-    """Lets a loader worker outlive one SIGTERM; in other processes and later nothing happens.
+    """Lets a loader worker outlive a SIGTERM; in other processes nothing happens.
 
     Before a preemption SLURM may send it to all processes of a job. The training then goes on for some batches and
     ends its workers itself; a dead one would end it at once.
@@ -18,8 +21,24 @@ def shield_worker() -> None:
     global _shielded
     if _shielded != os.getpid() and get_worker_info() is not None:
         _shielded = os.getpid()
-        # the second one is multiprocessing's, at exit
-        signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def kill_workers_at_exit() -> None:
+    """Before multiprocessing does, which sends SIGTERM to workers that are left and waits for them for ever."""
+    global _tidied
+    if _tidied != os.getpid():
+        _tidied = os.getpid()
+        atexit.register(_kill_workers, os.getpid())
+
+
+def _kill_workers(process: int) -> None:
+    if os.getpid() != process:  # a fork of it
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report dead workers
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class ManifestDataset(FairseqDataset):
@@ -37,6 +56,7 @@ class ManifestDataset(FairseqDataset):
 
     def __init__(self, *, training: bool, decodes_video: bool):
         super().__init__()
+        kill_workers_at_exit()
         self.training, self.decodes_video = training, decodes_video
         self.epoch = 1
         self.reads_media = True
