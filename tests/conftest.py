@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny pose corpus whose texts can be read off the poses, and its character vocabulary."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def write_pose_corpus(folder: Path, sizes: dict[str, int], seed: int = 0) -> Pat
         np.save(folder / "poses" / f"{split}.npy", np.concatenate(parts).astype(np.float16))
         write_manifest(folder / f"{split}.tsv", rows)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers_left():
+    """Commands that are called in this process set up logging to a stream that pytest closes after the test."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):  # not pytest's own
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -300,6 +300,15 @@ def test_a_signal_that_leaves_too_little_time_is_told(caplog):
     assert caplog.text == ""  # told once
 
 
+def test_importing_the_plugin_logs_nothing_to_stdout():
+    """fairseq's training script does that: commands that do not train print their results there."""
+    code = (
+        "import logging, sys, slt_plugin.tasks; logging.warning('x'); "
+        "print(any(handler.stream is sys.stdout for handler in logging.root.handlers), 'fairseq_cli.train' in sys.modules)"
+    )
+    assert run_command("python", "-W", "ignore", "-c", code).stdout == "False False\n"
+
+
 @pytest.mark.parametrize(("updates", "message"), [(None, "without building a trainer"), (0, "no update was made")])
 def test_nothing_trained_is_an_error(monkeypatch, updates, message):
     monkeypatch.setattr(preemption, "_updates", updates)

@@ -14,13 +14,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
 from fairseq import checkpoint_utils, trainer
 from fairseq.distributed import utils as distributed_utils
-from fairseq_cli import train as fairseq_train
 
 from slt_plugin.common.errors import SltError
 from slt_plugin.common.stopping import TRAINING, give_back
@@ -33,8 +32,7 @@ FIRST_UPDATES = 2  # not timed: they compile, fill caches and wait for the first
 MARGIN_SECONDS = 5.0  # requeueing takes as long as the controller needs to answer
 
 _fairseq_init = trainer.Trainer.__init__
-_fairseq_train = fairseq_train.train
-_fairseq_validate_and_save = fairseq_train.validate_and_save
+_fairseq_loop: dict[str, Callable] = {}  # functions of fairseq_cli.train, by name
 _fairseq_steps = {name: getattr(trainer.Trainer, name) for name in ("train_step", "valid_step", "set_num_updates")}
 
 _watchdog = Watchdog()
@@ -73,12 +71,20 @@ _clock = BoundaryClock(None)
 
 
 def install() -> None:
-    """Puts the hooks in place; calling it again changes nothing."""
+    """Puts the hooks in place; calling it again changes nothing.
+
+    fairseq's training script is not imported here: that sets up logging to stdout, for commands that do not train too.
+    A command that imports it later calls this again.
+    """
     trainer.Trainer.__init__ = begin
     trainer.Trainer.train_step, trainer.Trainer.valid_step = train_step, valid_step
     trainer.Trainer.set_num_updates = set_num_updates
     for module in _training_modules():
-        module.train, module.validate_and_save = train, validate_and_save
+        for hook in (train, validate_and_save):
+            original = getattr(module, hook.__name__)
+            if original is not hook:
+                _fairseq_loop[hook.__name__] = original
+                setattr(module, hook.__name__, functools.update_wrapper(hook, original))
 
 
 def check_trained() -> None:
@@ -136,7 +142,6 @@ def valid_step(self, *args, **options):
     return _fairseq_steps["valid_step"](self, *args, **options)
 
 
-@functools.wraps(_fairseq_train)
 def train(cfg, trainer, task, epoch_itr):
     """One epoch; none where the checkpoint is of a finished training, of which fairseq would make one more update."""
     if _is_finished(cfg, trainer):
@@ -144,7 +149,7 @@ def train(cfg, trainer, task, epoch_itr):
         return [None], True
     _watchdog.start(trainer)
     try:
-        return _fairseq_train(cfg, trainer, task, epoch_itr)
+        return _fairseq_loop["train"](cfg, trainer, task, epoch_itr)
     finally:
         _watchdog.stop()
 
@@ -156,10 +161,11 @@ def _is_finished(cfg, trainer) -> bool:
     return 0 < cfg.checkpoint.patience <= max((getattr(stop, "num_runs", 0) for stop in stops), default=0)
 
 
-@functools.wraps(_fairseq_validate_and_save)
 def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
     """The end of an update: the one place where the state of all ranks is whole."""
-    valid_losses, should_stop = _fairseq_validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+    valid_losses, should_stop = _fairseq_loop["validate_and_save"](
+        cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch
+    )
     _clock.tick(getattr(trainer, "slt_save_seconds", 0.0))
     number = _agreed(trainer)
     if number and not should_stop:
