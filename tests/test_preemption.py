@@ -304,7 +304,8 @@ def test_importing_the_plugin_logs_nothing_to_stdout():
     """fairseq's training script does that: commands that do not train print their results there."""
     code = (
         "import logging, sys, slt_plugin.tasks; logging.warning('x'); "
-        "print(any(handler.stream is sys.stdout for handler in logging.root.handlers), 'fairseq_cli.train' in sys.modules)"
+        "print(any(handler.stream is sys.stdout for handler in logging.root.handlers), "
+        "'fairseq_cli.train' in sys.modules)"
     )
     assert run_command("python", "-W", "ignore", "-c", code).stdout == "False False\n"
 
