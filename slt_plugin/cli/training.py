@@ -133,8 +133,6 @@ def _train(command: str, usage: str | None, arguments: list[str]) -> int:
         check_ranks([*request.words, *further], torch.cuda.device_count())
         from fairseq_cli.hydra_train import cli_main
 
-        preemption.install()  # now that fairseq's training script is there
-
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit before the message below
         sys.argv = [f"slt-{command}", *with_overrides(words, further)]
         if not _spawns(sys.argv, torch.cuda.device_count()):

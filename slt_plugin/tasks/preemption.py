@@ -74,7 +74,7 @@ def install() -> None:
     """Puts the hooks in place; calling it again changes nothing.
 
     fairseq's training script is not imported here: that sets up logging to stdout, for commands that do not train too.
-    A command that imports it later calls this again.
+    Where it is imported later, `begin` finds it.
     """
     trainer.Trainer.__init__ = begin
     trainer.Trainer.train_step, trainer.Trainer.valid_step = train_step, valid_step
@@ -108,9 +108,10 @@ def _training_modules() -> Iterator[ModuleType]:
 
 @functools.wraps(_fairseq_init)
 def begin(self, cfg, *args, **options):
-    """From here on signals are noted, where the command has not begun to long ago. What came until now ends the process
-    before it loads anything: there is nothing to save."""
+    """The trainer is built: from here on signals are noted, if not from the command's start on. One that came before
+    ends the process, which has nothing to save yet."""
     global _updates, _clock
+    install()
     _updates = 0
     TRAINING.listen()
     delay = os.environ.get(DELAY)
