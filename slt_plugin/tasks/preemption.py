@@ -33,6 +33,7 @@ MARGIN_SECONDS = 5.0  # requeueing takes as long as the controller needs to answ
 
 _fairseq_init = trainer.Trainer.__init__
 _fairseq_loop: dict[str, Callable] = {}  # functions of fairseq_cli.train, by name
+_hooked: list[ModuleType] = []  # in which the hooks stand in for them
 _fairseq_steps = {name: getattr(trainer.Trainer, name) for name in ("train_step", "valid_step", "set_num_updates")}
 
 _watchdog = Watchdog()
@@ -79,12 +80,17 @@ def install() -> None:
     trainer.Trainer.__init__ = begin
     trainer.Trainer.train_step, trainer.Trainer.valid_step = train_step, valid_step
     trainer.Trainer.set_num_updates = set_num_updates
+    _install_in_the_training_script()
+
+
+def _install_in_the_training_script() -> None:
     for module in _training_modules():
+        if module in _hooked:  # what somebody has wrapped around the hooks since then stays
+            continue
+        _hooked.append(module)
         for hook in (train, validate_and_save):
-            original = getattr(module, hook.__name__)
-            if original is not hook:
-                _fairseq_loop[hook.__name__] = original
-                setattr(module, hook.__name__, functools.update_wrapper(hook, original))
+            _fairseq_loop[hook.__name__] = getattr(module, hook.__name__)
+            setattr(module, hook.__name__, functools.update_wrapper(hook, getattr(module, hook.__name__)))
 
 
 def check_trained() -> None:
@@ -111,7 +117,7 @@ def begin(self, cfg, *args, **options):
     """The trainer is built: from here on signals are noted, if not from the command's start on. One that came before
     ends the process, which has nothing to save yet."""
     global _updates, _clock
-    install()
+    _install_in_the_training_script()
     _updates = 0
     TRAINING.listen()
     delay = os.environ.get(DELAY)
