@@ -19,6 +19,7 @@ COMMANDS = {
     "slt-manifest": "manifest",
     "slt-import-checkpoint": "import_checkpoint",
     "slt-doctor": "doctor",
+    "slt-demo": "demo",
 }
 
 setup(
@@ -30,7 +31,7 @@ setup(
     license="MIT",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["slt_plugin", "slt_plugin.*"]),
-    package_data={"slt_plugin": ["config/**/*.yaml"]},
+    package_data={"slt_plugin": ["config/**/*.yaml", "report/assets/*"]},
     install_requires=[
         # fairseq main, repackaged for current Python: fairseq's own last release cannot be imported on 3.11
         "ve-fairseq==0.12.3",
@@ -47,6 +48,9 @@ setup(
         "numpy>=2,<3",
         "pose-format>=0.14,<0.16",
         "jiwer>=4,<5",
+        "rouge-score>=0.1.2,<0.2",
+        "sacremoses>=0.1,<0.3",  # truecasing
+        "matplotlib>=3.10,<4",
         "safetensors>=0.5,<1",
         "tqdm>=4.66",
     ],
@@ -61,7 +65,7 @@ setup(
         "demo": ["gradio>=6,<7"],
         "track": ["tensorboard>=2.17", "tensorboardX>=2.6", "wandb>=0.18"],
         "bleurt": ["bleurt-pytorch>=0.0.1", "transformers>=5.20,<6"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "playwright>=1.50,<2"],
     },
     entry_points={"console_scripts": [f"{cmd}=slt_plugin.cli.{mod}:main" for cmd, mod in COMMANDS.items()]},
 )

@@ -6,7 +6,7 @@
 #   CONSTRAINTS  exact versions to install                  (default: constraints.txt; older GPUs: constraints-cuda12.txt)
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-EXTRAS="hf,prep,track,dev"
+EXTRAS="hf,prep,track,bleurt,demo,dev"
 
 die() {
     printf 'error: %s\n' "$1" >&2

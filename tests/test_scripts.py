@@ -114,7 +114,7 @@ def test_a_second_run_installs_nothing_and_takes_no_time(shell, tmp_path):
     first = shell("prepare_environment")
     assert first.returncode == 0, first.stderr
     assert len(installs(tmp_path)) == 1
-    assert f"-c {ROOT}/constraints.txt -e {ROOT}[hf,prep,track,dev]" in installs(tmp_path)[0]
+    assert f"-c {ROOT}/constraints.txt -e {ROOT}[hf,prep,track,bleurt,demo,dev]" in installs(tmp_path)[0]
     start = time.perf_counter()
     second = shell('prepare_environment; echo "$PATH"')
     assert time.perf_counter() - start < 1

@@ -1,0 +1,5 @@
+"""``slt-demo``: a local page that translates a video."""
+
+
+def main() -> int:
+    raise NotImplementedError
