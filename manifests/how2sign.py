@@ -38,6 +38,7 @@ from slt_plugin.common.messages import listing
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.features import open_features
 from slt_plugin.data.manifest import Row, write_manifest
+from slt_plugin.data.pose_files import open_pose
 from slt_plugin.data.pose_json import OpenPoseFolder
 from slt_plugin.data.segments import segment_frames
 from slt_plugin.data.store import open_store, split_path
@@ -45,8 +46,19 @@ from slt_plugin.data.video import VIDEO_SUFFIXES, probe
 
 SPLITS = ("train", "valid", "test")
 MEDIA = ("videos", "clips", "keypoints")
-SUFFIXES = {"videos": VIDEO_SUFFIXES, "clips": VIDEO_SUFFIXES, "features": frozenset({".npy", ".pt"})}
-WHAT = {"videos": "video", "clips": "clip", "keypoints": "keypoint folder", "features": "feature file"}
+SUFFIXES = {
+    "videos": VIDEO_SUFFIXES,
+    "clips": VIDEO_SUFFIXES,
+    "features": frozenset({".npy", ".pt"}),
+    "poses": frozenset({".pose"}),
+}
+WHAT = {
+    "videos": "video",
+    "clips": "clip",
+    "keypoints": "keypoint folder",
+    "features": "feature file",
+    "poses": "pose file",
+}
 MISALIGNED = (
     "the released %s are cut on the older, misaligned times: many do not show what the re-aligned text says, and "
     "models get much worse. Use the full-length videos (--media videos) for results to compare with published ones"
@@ -134,7 +146,7 @@ def _inspect(kind: str, path: Path) -> Media:
             return Media(path, None, OpenPoseFolder(path).num_frames)
         if kind == "features":
             return Media(path, None, len(open_features(path)))
-        info = probe(path)
+        info = open_pose(path) if kind == "poses" else probe(path)
     except (DataError, OSError) as error:
         return Media(path, problem=str(error))
     if info.num_frames < 1 or not info.fps:

@@ -44,12 +44,15 @@ for SEED in $SEEDS; do
             "checkpoint.save_interval_updates=$UPDATES" "${start[@]}"
         for split in test test_unseen; do
             step "seed $SEED, $kind: generation and scores: $split"
-            evaluate "$split"
+            evaluate "$split" evidence=0
         done
-        RUNS[$kind]="${RUNS[$kind]:+${RUNS[$kind]},}$OUT"
+        RUNS[$kind]="${RUNS[$kind]:+${RUNS[$kind]},}$OUT/results/SPLIT"
     done
 done
 end_step
 printf '\nAfter %s updates, mean and standard deviation over seeds %s:\n' "$UPDATES" "$SEEDS"
-python scripts/ablation_table.py "from scratch=${RUNS[scratch]}" "MAE, frozen=${RUNS[frozen]}" \
-    "MAE, trained further=${RUNS[tuned]}"
+for split in test test_unseen; do
+    printf '\n'
+    run slt-report compare "from scratch=${RUNS[scratch]//SPLIT/$split}" "MAE, frozen=${RUNS[frozen]//SPLIT/$split}" \
+        "MAE, trained further=${RUNS[tuned]//SPLIT/$split}" --metrics bleu4,chrf,rouge_l,wer
+done

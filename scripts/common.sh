@@ -192,7 +192,7 @@ run() {
     local word
     printf '+'
     for word in "$@"; do
-        [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="$(printf '%q' "$word")"
+        [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="${word@Q}"
         printf ' %s' "$word"
     done
     printf '\n'
@@ -277,19 +277,45 @@ train() {
         "checkpoint.save_dir=$OUT" "$@"
 }
 
-# evaluate SPLIT: beam search with the stock command, then the official scores against the manifest's raw text.
+# evaluate SPLIT [OPTION...]: beam search, scores against the manifest's raw text and a report, in $OUT/results/SPLIT.
 evaluate() {
     local split="$1" model="$OUT/checkpoint_best.pt"
-    local stamp="$OUT/generate/$split.done"
+    local stamp="$OUT/results/$split.done"
+    shift
     if [ "$stamp" -nt "$model" ] && [ "$stamp" -nt "$MANIFESTS/$split.tsv" ]; then
-        echo "done before: fairseq-generate of $split (again: rm '$stamp')"
-    else
-        quietly "$OUT/generate/$split.log" fairseq-generate "$MANIFESTS" --user-dir slt_plugin --task sign_to_text \
-            --path "$model" --gen-subset "$split" --beam 5 --max-tokens "$FRAMES" \
-            --scoring sacrebleu --results-path "$OUT/generate"
-        touch "$stamp"
+        echo "done before: slt-evaluate of $split (again: rm '$stamp')"
+        return
     fi
-    run slt-score "$OUT/generate/generate-$split.txt" --manifest "$MANIFESTS/$split.tsv" \
-        --metrics bleu4,chrf,word_accuracy --json "$OUT/scores-$split.json" \
-        --save-hypotheses "$OUT/hypotheses-$split.jsonl"
+    quietly "$OUT/results/$split.log" slt-evaluate "checkpoint=$model" "data=$MANIFESTS" "subset=$split" \
+        "results=$OUT/results" "dataset.max_tokens=$FRAMES" "$@"
+    touch "$stamp"
+}
+
+# Training on this machine's GPUs: train_single_gpu.sh, train_multi_gpu.sh.
+
+# need_gpus N CONFIG: ends where the environment is not active, there is no such configuration, or there are fewer GPUs.
+need_gpus() {
+    local there file="$ROOT/slt_plugin/config/finetune/$2.yaml"
+    command -v slt-finetune >/dev/null || die "slt-finetune is not in PATH: activate the environment" \
+        "source .venv/bin/activate   (scripts/test.sh and scripts/quickstart.sh make one)"
+    [[ -f "$file" && "$2" != _* ]] || die "no configuration $2" \
+        "there are:  $(cd "$ROOT/slt_plugin/config/finetune" && printf '%s\n' [!_]*.yaml | sed 's/\.yaml$//' | paste -sd' ')"
+    there="$(python -c 'import torch; print(torch.cuda.device_count())')"
+    [ "$there" -ge "$1" ] || die "$1 GPUs are asked for, PyTorch sees $there" \
+        "what it lacks:  slt-doctor" \
+        "on CPUs:        slt-finetune --config-name $2 common.cpu=true launcher.local_ranks=$1 ..."
+}
+
+# update_freq CONFIG: the batches of an update, as the configuration's files say.
+update_freq() {
+    python - "$ROOT/slt_plugin/config/finetune" "$1" <<'END'
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+files = [word for word in OmegaConf.load(folder / f"{name}.yaml").defaults if word != "_self_"]
+print(OmegaConf.merge(*(OmegaConf.load(folder / f"{file}.yaml") for file in files)).optimization.get("update_freq", [1])[0])
+END
 }

@@ -29,14 +29,14 @@ build_corpus
 run python scripts/shuffle_texts.py "$MANIFESTS" --out "$OUT/shuffled" --splits train valid --seed "$SEED"
 train_track "$OUT/shuffled" "task.media_root=$MANIFESTS"
 step "generation and scores: the true test set"
-evaluate test
+evaluate test evidence=0
 end_step
 
-bleu="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["metrics"]["bleu4"])' "$OUT/scores-test.json")"
+bleu="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["metrics"]["bleu4"])' "$OUT/results/test/metrics.json")"
 if python -c 'import sys; sys.exit(not float(sys.argv[1]) < float(sys.argv[2]))' "$bleu" "$LIMIT"; then
     printf '\ncontrol passed in %d s: BLEU-4 %.2f with shuffled texts, below %d\n' "$SECONDS" "$bleu" "$LIMIT"
 else
     die "control failed: BLEU-4 $bleu with texts shuffled against the input, expected below $LIMIT" \
         "the model scores without reading its input: look for a leak of the text into it (media order, lengths)" \
-        "hypotheses: $OUT/hypotheses-test.jsonl"
+        "hypotheses: $OUT/results/test/hypotheses.jsonl"
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to scored English, on two tracks: real fingerspelling poses, and small videos rendered from them. For each:
-# corpus, training (of the videos' encoder first without texts), generation, scores. --fast skips the videos.
+# corpus, training (of the videos' encoder first without texts), generation, scores, report. --fast skips the videos.
 # Two CPU cores and 4 GB of memory are enough. Finished steps are skipped when it runs again; an interrupted training
 # goes on. Settings are environment variables: PYTHON VENV CONSTRAINTS SEED DATA RUN VIDEO_DATA VIDEO_RUN
 # (scripts/common.sh explains them).
@@ -32,10 +32,15 @@ for track in $TRACKS; do
     done
     end_step
     printf '\n-- track %s: %d s\n' "$track" "$((SECONDS - begun))"
-    TABLE+=("$track=$OUT")
+    TABLE+=("$track=$OUT/results")
 done
-printf '\n'
-python scripts/compare_tracks.py "${TABLE[@]}"
+NOTE=()
+[ "$TRACKS" = pose ] || NOTE=(--note "The videos are synthetic, drawn from the very landmarks of the pose track: their scores \
+show that the raw-video path learns, and say nothing about which of the two is better on real recordings.")
+for split in test test_unseen; do
+    printf '\n'
+    run slt-report compare "${TABLE[@]/%//$split}" --common --metrics bleu4,chrf,rouge_l,wer "${NOTE[@]}"
+done
 
 cat <<END
 
@@ -43,8 +48,8 @@ Done in $SECONDS s.
   corpus        $DATA/{train,valid,test,test_unseen}.tsv (new sentences: test; new words: test_unseen)
   checkpoints   $RUN/checkpoint_best.pt, checkpoint_last.pt
   log           $RUN/train.log
-  hypotheses    $RUN/hypotheses-test.jsonl, hypotheses-test_unseen.jsonl
-  scores        $RUN/scores-test.json, scores-test_unseen.json
+  results       $RUN/results/{test,test_unseen}/{hypotheses.jsonl,metrics.json}
+  to read       $RUN/results/test/report.html, $RUN/results/test_unseen/report.html
 END
 [ "$TRACKS" = pose ] || cat <<END
   raw video     the same in $VIDEO_DATA and $VIDEO_RUN; the pretrained encoder in $VIDEO_RUN/mae

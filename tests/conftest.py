@@ -146,8 +146,30 @@ def slurm():
         slurm_helpers.cancel(job)
 
 
+@pytest.fixture(scope="session")
+def _browser(tmp_path_factory):
+    """The DevTools address of a headless Chromium that all tests share."""
+    import browser
+
+    if reason := browser.missing():
+        pytest.skip(reason)
+    with browser.running_browser(tmp_path_factory.mktemp("browser")) as address:
+        yield address
+
+
+@pytest.fixture
+def browser_page(_browser):
+    """A `browser.BrowserPage`: ``.page`` (Playwright's), ``.console_errors``, ``.outside_requests``."""
+    import browser
+
+    with browser.open_page(_browser) as opened:
+        yield opened
+
+
 def pytest_collection_modifyitems(items):
-    """Marked ``slurm``: needs the cluster, whether or not the test names the fixture."""
+    """Marked ``slurm``: needs the cluster, whether or not the test names the fixture. ``browser``: has its fixture."""
     for item in items:
+        if "browser_page" in item.fixturenames:
+            item.add_marker("browser")
         if item.get_closest_marker("slurm") and "slurm" not in item.fixturenames:
             item.fixturenames.insert(0, "slurm")

@@ -47,7 +47,7 @@ def first_moments(state: dict) -> list[torch.Tensor]:
 def pretraining_task(corpus: Path, **options) -> SignPretrainingTask:
     interpolated = {
         "train_subset": "train", "seed": 1, "best_checkpoint_metric": "loss", "maximize_best_checkpoint_metric": False,
-        "update_freq": [1], "max_update": 0, "max_epoch": 0,
+        "update_freq": [1], "max_update": 0, "max_epoch": 0, "tensorboard_logdir": None, "wandb_project": None,
     }  # fmt: skip
     values = {"data": str(corpus), **interpolated, **CLIPS, **options}
     return SignPretrainingTask.setup_task(OmegaConf.merge(OmegaConf.structured(SignPretrainingConfig), values))

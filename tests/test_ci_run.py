@@ -1,4 +1,7 @@
-""".ci/run: the cluster around the tests, and what happens where there can be none. All that it calls is a stand-in."""
+""".ci/run: the cluster and the browser around the tests, and what happens where there can be none.
+
+All that it calls is a stand-in.
+"""
 
 import shutil
 import subprocess
@@ -14,7 +17,8 @@ case "$1" in status) exit "$UP" ;; start) exit "$START" ;; esac
 TESTS = (
     'echo "tests $*" >>"$CALLS"\n[ "$TESTS" != killed ] || kill -TERM $PPID\necho "3 passed in 1.00s"\nexit "$TESTS"\n'
 )
-TOOLS = {"id": "echo $USER_ID", "apt-get": 'echo "apt-get $1" >>"$CALLS"; echo E: no network; exit $APT'}
+TOOLS = {"id": "echo $USER_ID", "apt-get": 'echo "apt-get $*" >>"$CALLS"; echo E: no network; exit $APT'}
+SLURM = ("slurmctld", "slurmd", "sbatch", "munged")
 
 
 @pytest.fixture
@@ -28,8 +32,8 @@ def ci_run(tmp_path):
     for tool in ("bash", "dirname", "mktemp", "tail", "rm"):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
 
-    def run(*words, installed=True, **given):
-        tools = TOOLS | (dict.fromkeys(("slurmctld", "slurmd", "sbatch", "munged"), "true") if installed else {})
+    def run(*words, installed=(*SLURM, "chromium"), **given):
+        tools = TOOLS | dict.fromkeys(installed, "true")
         for name, code in tools.items():
             (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{code}\n")
             (tmp_path / "bin" / name).chmod(0o755)
@@ -58,23 +62,46 @@ def test_a_cluster_that_is_up_is_left_up(ci_run):
     assert "up already" in result.stdout
 
 
-def test_installs_what_is_missing(ci_run):
-    _, calls = ci_run(installed=False)
-    assert calls == ["cluster status", "apt-get update", "apt-get install", "cluster start", "tests ", "cluster stop"]
+@pytest.mark.parametrize(
+    ("installed", "slurm", "chromium"),
+    [
+        (
+            (),
+            ["apt-get update", "apt-get install -y slurm-wlm munge"],
+            ["apt-get update", "apt-get install -y chromium"],
+        ),
+        (SLURM, [], ["apt-get update", "apt-get install -y chromium"]),
+        (("google-chrome",), ["apt-get update", "apt-get install -y slurm-wlm munge"], []),
+    ],
+)
+def test_installs_what_is_missing(ci_run, installed, slurm, chromium):
+    result, calls = ci_run(installed=installed)
+    assert calls == ["cluster status", *slurm, "cluster start", *chromium, "tests ", "cluster stop"]
+    assert "skipped" not in result.stdout and result.stdout.splitlines()[-1] == "3 passed in 1.00s"
 
 
 @pytest.mark.parametrize(
     ("given", "said", "expected"),
     [
-        ({"USER_ID": 1000}, "not root: SLURM is not started", []),
-        ({"APT": 100, "installed": False}, "apt-get could not install SLURM", ["apt-get update"]),
-        ({"START": 1}, "SLURM could not be started", ["cluster start", "cluster stop"]),
+        ({"USER_ID": 1000}, ["not root: SLURM is not started"], []),
+        (
+            {"USER_ID": 1000, "installed": ()},
+            ["not root: SLURM is not started", "not root: Chromium is not installed, the tests marked browser"],
+            [],
+        ),
+        (
+            {"APT": 100, "installed": ()},
+            ["E: no network", "apt-get could not install SLURM", "apt-get could not install Chromium"],
+            ["apt-get update"] * 2,
+        ),
+        ({"START": 1}, ["SLURM could not be started"], ["cluster start", "cluster stop"]),
     ],
 )
-def test_without_slurm_the_other_tests_run(ci_run, given, said, expected):
+def test_without_slurm_or_browser_the_other_tests_run(ci_run, given, said, expected):
     result, calls = ci_run(TESTS=5, **given)
     assert calls == ["cluster status", *expected, "tests "]
-    assert result.returncode == 5 and said in result.stdout and "skipped" in result.stdout
+    assert result.returncode == 5 and all(text in result.stdout for text in said)
+    assert result.stdout.count("skipped") == sum(text != "E: no network" for text in said)
     assert result.stdout.splitlines()[-1] == "3 passed in 1.00s"
 
 

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_pose_corpus
+from forked_training import Forked
 from omegaconf import OmegaConf
 from sonar_helpers import FEATURES, make_fake_release
 
 import slt_plugin.tasks  # noqa: F401
 from slt_plugin.cli import evaluate, import_checkpoint
+from slt_plugin.cli.evaluation import decoder
 from slt_plugin.cli.translation_file import configuration, write_translation_model
 from slt_plugin.data.manifest import Row, read_manifest, write_manifest
+from slt_plugin.launch.ranks import local_environments
 from slt_plugin.models.sign_to_text import SignToTextConfig
 from slt_plugin.tasks.sign_to_text import SignToTextTask, SignToTextTaskConfig
 
@@ -138,7 +141,12 @@ def test_case_of_the_references(run, caplog):
     [
         ("+generation.max_len=3", "generation.max_len is no option; did you mean 'generation.max_len_b'?"),
         ("generation.beem=3", "did you mean 'generation.beam'?"),
-        ("generation.nbest=3", "generation.nbest is no option"),
+        ("generation.nbest=3", "generation.nbest=3: at least 1 and at most generation.beam=1"),
+        ("confidence=-1", "confidence=-1: 0 (none) or more"),
+        ("blur_faces=true", "blur_faces=true has no effect with frames=false"),
+        ("average=true", "average=true needs several checkpoints"),
+        ("breakdown=[length,signr]", "a manifest has no column signr"),
+        ("launcher.chain=2", "launcher.chain"),
         ("hydra.run.dir=x", "hydra.run.dir is no option"),
         ("generation={beam:2}", "generation is no option"),
         ("~generation.beam", "neither added nor removed"),
@@ -160,7 +168,7 @@ def test_case_of_the_references(run, caplog):
     ],
 )
 def test_refused_before_the_model_is_loaded(run, monkeypatch, word, expected):
-    monkeypatch.setattr(evaluate, "Decoder", None)
+    monkeypatch.setattr(decoder, "Decoder", None)
     assert expected in refused(run(word))
 
 
@@ -239,4 +247,100 @@ def test_one_command_compares_zero_shot_fine_tuned_and_published(sonar, tmp_path
 
 def test_config_has_no_options_without_effect():
     options = OmegaConf.load(evaluate.CONFIGS / "evaluate.yaml")
-    assert "hydra" not in options and "nbest" not in options.generation
+    assert "hydra" not in options
+
+
+# what else is written
+
+
+def results_of(folder) -> tuple[list[dict], dict]:
+    lines = (folder / "hypotheses.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], json.loads((folder / "metrics.json").read_text())
+
+
+def test_metrics_hold_what_a_report_needs(run, checkpoint, corpus, tmp_path):
+    code, _, _ = run("metrics=[bleu4,chrf,wer]", "confidence=50", "evidence=3", "masked_parts=true", "lowercase=true")
+    assert code == 0
+    folder = tmp_path / "results/test"
+    _, found = results_of(folder)
+    for metric, (low, high) in found["intervals"].items():
+        assert low <= found["metrics"][metric] <= high, metric
+    assert set(found["intervals"]) == {"bleu4", "chrf", "wer"}
+    assert sum(group["sentences"] for group in found["breakdown"] if group["by"] == "length") == 5
+    speed = found["speed"]
+    assert speed["sentences_per_second"] == pytest.approx(5 / speed["seconds"])
+    assert speed["peak_memory_mb"] > 50 and (speed["device"], speed["ranks"]) == ("cpu", 1)
+    # the model sees the body and the right hand
+    assert set(found["masked_parts"]) == {"all", "no_hands", "no_body"}
+    assert found["masked_parts"]["all"] == found["metrics"]
+    assert found["manifest"] == str((corpus / "test.tsv").resolve()) and found["dataset"]["rows"] == "5"
+    assert found["command"][0] == "slt-evaluate" and f"checkpoint={checkpoint}" in found["command"]
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0] and "bleu4" in found["config"]
+    assert found["model"]["parameters"] > 1000 and found["averaged"] is False
+    evidence = json.loads((folder / "evidence.json").read_text())
+    assert len(evidence["sentences"]) == 3 and {s["why"] for s in evidence["sentences"]} == {"worst", "best", "random"}
+    assert evidence["faithfulness"] == found["faithfulness"]
+    for sentence in evidence["sentences"]:
+        assert sentence["strip"]["kind"] == "skeleton"
+        assert len(sentence["saliency"]["landmarks"]) == 9 + 21
+    assert (folder / "report.html").stat().st_size > 10_000
+    run("metrics=[bleu4]", "confidence=0", "evidence=0", "report=false")
+    assert not (folder / "evidence.json").exists() and results_of(folder)[1]["intervals"] == {}
+
+
+def test_n_best(run, tmp_path):
+    run("generation.beam=4", "generation.nbest=3", "evidence=0", "report=false", "confidence=0")
+    for line in results_of(tmp_path / "results/test")[0]:
+        assert len(line["alternatives"]) == 3 and line["alternatives"][0]["text"] == line["hyp"]
+        scores = [alternative["score"] for alternative in line["alternatives"]]
+        assert scores == sorted(scores, reverse=True) and scores[0] == line["score"]
+
+
+def test_average_of_checkpoints(run, checkpoint, tmp_path):
+    """The mean of a model with itself is that model; with its negative it is nothing."""
+    state = torch.load(checkpoint, weights_only=True)
+    quick = ("evidence=0", "report=false", "confidence=0", "average=true")
+    run("evidence=0", "report=false", "confidence=0", results=tmp_path / "one")
+    run(*quick, checkpoint=f"{checkpoint}:{checkpoint}", results=tmp_path / "same")
+    assert scores_of(tmp_path / "one") == scores_of(tmp_path / "same")
+    state["model"] = {name: value + 1 if value.is_floating_point() else value for name, value in state["model"].items()}
+    torch.save(state, tmp_path / "moved.pt")
+    run(*quick, checkpoint=f"{checkpoint}:{tmp_path / 'moved.pt'}", results=tmp_path / "mean")
+    assert scores_of(tmp_path / "one") != scores_of(tmp_path / "mean")
+    assert results_of(tmp_path / "mean/test")[1]["averaged"] is True
+
+
+def test_ranks_share_the_rows_and_count_none_twice(run, checkpoint, corpus, tmp_path):
+    """5 rows on 2 ranks, a row a batch: the second rank's part is filled up with nothing."""
+    words = ("common.cpu=true", "dataset.num_workers=0", "generation.beam=1", "generation.max_len_b=5", "evidence=0",
+             "dataset.batch_size=1", "subset=[test,dev]", "masked_parts=true", "report=false")  # fmt: skip
+    run(*words, results=tmp_path / "one")
+    line = [f"checkpoint={checkpoint}", f"data={corpus}", f"results={tmp_path}/two", *words]
+    ranks = [
+        Forked(lambda: evaluate.main(line), tmp_path / f"rank{rank}.log", environ)
+        for rank, environ in enumerate(local_environments(2))
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].text() + ranks[1].text()
+    assert "BLEU-4" in ranks[0].text() and "BLEU-4" not in ranks[1].text()
+    for subset in ("test", "dev"):
+        (one, alone), (two, shared) = (results_of(tmp_path / name / subset) for name in ("one", "two"))
+        assert one == two and (alone["speed"]["ranks"], shared["speed"]["ranks"]) == (1, 2)
+        for key in ("metrics", "masked_parts", "intervals", "sentences"):
+            assert alone[key] == shared[key], key
+
+
+def test_local_ranks_are_processes_of_this_command(run, monkeypatch):
+    started = []
+    monkeypatch.setattr("slt_plugin.launch.local.run_ranks", lambda command, count: started.append((command, count)))
+    run("launcher.local_ranks=2")
+    ((command, count),) = started
+    assert count == 2 and command[:3] == [sys.executable, "-m", "slt_plugin.cli.evaluate"] and "launcher" not in command
+
+
+def test_chosen_sentences():
+    from slt_plugin.cli.evaluation.evidence import chosen_sentences
+
+    chosen = chosen_sentences([5.0, 1.0, 9.0, 3.0, 7.0, 8.0, 2.0], 5, seed=1)
+    assert chosen[1] == chosen[6] == "worst" and chosen[2] == chosen[5] == "best"
+    assert sorted(chosen.values()) == ["best", "best", "random", "worst", "worst"] and list(chosen) == sorted(chosen)
+    assert len(chosen_sentences([1.0, 2.0], 12, seed=1)) == 2 and chosen_sentences([], 3, seed=1) == {}

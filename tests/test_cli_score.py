@@ -8,7 +8,8 @@ import pytest
 from slt_plugin.cli.score import main
 from slt_plugin.data.manifest import Row, write_manifest
 from slt_plugin.scoring.hypotheses import Hypothesis, read_hypotheses, write_hypotheses
-from slt_plugin.scoring.report import METRICS, score
+from slt_plugin.scoring.report import DEFAULT_METRICS, score
+from slt_plugin.scoring.settings import Settings
 
 REFERENCES = ["The Cat sat on the mat .", "HELLO, world!", "He paid 3,000.50 $."]
 HYPOTHESES = ["The cat sat on a mat.", "Hello, world!", "He paid 3,000.50 $."]
@@ -60,7 +61,7 @@ def test_generate_output_is_scored_against_the_raw_text(tmp_path, capsys, manife
         capsys, generate_file(tmp_path), "--manifest", manifest, "--json", out_json, "--save-hypotheses", out_lines
     )
     assert code == 0
-    expected = score(HYPOTHESES, REFERENCES, list(METRICS))
+    expected = score(HYPOTHESES, REFERENCES, list(DEFAULT_METRICS))
     document = json.loads(out_json.read_text())
     assert document["metrics"] == expected
     assert document["signatures"]["bleu4"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
@@ -99,7 +100,7 @@ def test_lowercase_is_said(tmp_path, capsys, manifest):
     assert "case:mixed" not in out
     document = json.loads(out_json.read_text())
     assert document["lowercase"] is True
-    assert document["metrics"] == score(HYPOTHESES, REFERENCES, ["bleu1", "wer"], lowercase=True)
+    assert document["metrics"] == score(HYPOTHESES, REFERENCES, ["bleu1", "wer"], Settings(lowercase=True))
     assert document["metrics"]["bleu1"] > score(HYPOTHESES, REFERENCES, ["bleu1"])["bleu1"]
 
 
@@ -196,7 +197,13 @@ def test_unknown_metric_is_found_before_reading(tmp_path, capsys):
 
 
 def test_other_files_are_refused(tmp_path, capsys, manifest):
-    assert "no D- lines" in refused(capsys, manifest, "--manifest", manifest)
+    err = refused(capsys, manifest, "--manifest", manifest)
+    assert "line 1 must name the columns" in err
+    assert "found id, path, text, text_lang" in err
+    (tmp_path / "table.txt").write_text("hyp\tref\na\ta\n")
+    err = refused(capsys, tmp_path / "table.txt", "--manifest", manifest)
+    assert "no D- lines" in err
+    assert "--columns" in err
     assert "cannot be read" in refused(capsys, tmp_path / "not_there.txt", "--manifest", manifest)
     assert "cannot be read" in refused(capsys, generate_file(tmp_path), "--manifest", tmp_path / "not_there.tsv")
 

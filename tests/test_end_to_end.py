@@ -78,7 +78,8 @@ def test_evaluate_equals_generate_and_writes_results(trained, pose_corpus, tmp_p
     run, _ = trained
     result = run_command(
         "slt-evaluate", f"checkpoint={run}/checkpoint_best.pt", f"data={pose_corpus}", f"results={tmp_path}",
-        "subset=[test,valid]", "generation.max_len_b=20", "common.cpu=true", "dataset.num_workers=0", cwd=tmp_path,
+        "subset=[test,valid]", "generation.max_len_b=20", "common.cpu=true", "dataset.num_workers=0", "evidence=13",
+        cwd=tmp_path,
     )  # fmt: skip
     rows = read_manifest(pose_corpus / "test.tsv")
     lines = [json.loads(line) for line in (tmp_path / "test" / "hypotheses.jsonl").read_text().splitlines()]
@@ -88,6 +89,10 @@ def test_evaluate_equals_generate_and_writes_results(trained, pose_corpus, tmp_p
     assert metrics["sentences"] == 13 and "tok:13a" in metrics["signatures"]["bleu4"]
     assert metrics["metrics"]["chrf"] > 60
     assert "BLEU-4" in result.stdout and (tmp_path / "valid" / "metrics.json").is_file()
+    # hiding the stretch that a word rests on costs it more than hiding a random one of that length
+    found = metrics["faithfulness"]
+    assert found["words"] >= 20 and found["share"] >= found["required"] == 0.7
+    assert f"{found['faithful']} of {found['words']}" in (tmp_path / "test" / "report.html").read_text()
 
 
 def weights(run):

@@ -21,7 +21,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Which files may import a package (None: no file of the part); a file outside of every part's list may not either.
-TRANSFORMERS = ("text/*.py", "models/hf*.py", "modules/sonar.py", "modules/clip.py")
+TRANSFORMERS = ("text/*.py", "models/hf*.py", "modules/sonar.py", "modules/clip.py", "scoring/bleurt.py")
 ONE_FILE_EACH = ("peft", "submitit", "dlib", "cv2", "mediapipe", "gradio")
 BANNED = {  # part -> packages that none of its files imports
     "modules": {"fairseq", "fairseq_cli", "hydra", "omegaconf"},

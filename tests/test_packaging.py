@@ -29,6 +29,8 @@ INSTALLED_BY_SCRIPTS = ("hf", "prep", "track", "dev")
 CLI_HELPERS = {  # files without a command of their own
     "__init__", "adopt_features", "decoding", "errors", "evaluation_checks", "import_sonar", "overrides", "progress",
     "reconstruct", "training", "training_options", "translation_file", "launching", "sweep_report", "training_launch",
+    "compare_report", "demo_guard", "demo_html", "demo_page", "demo_service", "html_report", "score_input",
+    "translator", "import_ssvp", "merge_lora",
 }  # fmt: skip
 COMMAND_FILES = sorted(p for p in (ROOT / "slt_plugin/cli").glob("*.py") if p.stem not in CLI_HELPERS)
 
@@ -121,5 +123,5 @@ def test_a_built_package_has_all_code_and_configs(tmp_path):
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path), "build_py"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     built = {str(path.relative_to(tmp_path / "lib")) for path in (tmp_path / "lib").rglob("*.*")}
-    sources = [p for kind in ("*.py", "*.yaml") for p in (ROOT / "slt_plugin").rglob(kind)]
+    sources = [p for kind in ("*.py", "*.yaml", "report/assets/*") for p in (ROOT / "slt_plugin").rglob(kind)]
     assert built == {str(path.relative_to(ROOT)) for path in sources}

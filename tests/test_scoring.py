@@ -10,15 +10,19 @@ from importlib.metadata import version
 import jiwer
 import pytest
 import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
 
 from slt_plugin.common.messages import listing
 from slt_plugin.scoring import sacre
 from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.fairseq_output import read_generate_output
 from slt_plugin.scoring.hypotheses import Hypothesis, read_hypotheses, write_hypotheses
-from slt_plugin.scoring.report import METRICS, format_table, score, signatures, write_metrics
+from slt_plugin.scoring.intervals import Interval
+from slt_plugin.scoring.report import DEFAULT_METRICS, format_table, score, signatures, write_metrics
+from slt_plugin.scoring.settings import Settings
 
-ALL = list(METRICS)
+ALL = list(DEFAULT_METRICS)
+LOWER = Settings(lowercase=True)
 REFERENCES = [
     "The cat sat on the mat.",
     "Hello, world!",
@@ -63,6 +67,9 @@ def test_scores_are_those_of_the_libraries():
     assert scores["wer"] == pytest.approx(100 * jiwer.wer(REFERENCES, HYPOTHESES))
     assert scores["cer"] == pytest.approx(100 * jiwer.cer(REFERENCES, HYPOTHESES))
     assert scores["word_accuracy"] == pytest.approx(100 - scores["wer"])
+    rouge = RougeScorer(["rougeL"])  # of these texts, it cannot read the last one
+    means = [rouge.score(r, h)["rougeL"].fmeasure for r, h in zip(REFERENCES[:3], HYPOTHESES[:3], strict=True)]
+    assert score(HYPOTHESES[:3], REFERENCES[:3], ["rouge_l"])["rouge_l"] == pytest.approx(100 * sum(means) / 3)
     assert len({round(scores[name], 3) for name in ALL}) == len(ALL)  # the comparison can tell the metrics apart
 
 
@@ -90,12 +97,13 @@ def test_perfect_and_empty_output():
 def test_lowercase_changes_scores_and_signatures():
     hypotheses, references = ["ICH Bin da"], ["ich bin da"]
     assert score(hypotheses, references, ALL)["wer"] == pytest.approx(200 / 3)
-    lower = score(hypotheses, references, ALL, lowercase=True)
+    lower = score(hypotheses, references, ALL, LOWER)
     assert lower["wer"] == lower["cer"] == 0
-    assert score(references, hypotheses, ["wer"], lowercase=True) == {"wer": 0}
+    assert score(references, hypotheses, ["wer"], LOWER) == {"wer": 0}
     assert (lower["bleu1"], lower["chrf"]) == pytest.approx((100, 100))
-    assert all("case:mixed" in text for text in signatures(ALL).values())
-    assert all("case:lc" in text for text in signatures(ALL, lowercase=True).values())
+    mixed = [name for name, text in signatures(ALL).items() if "case:mixed" in text]
+    assert mixed == [name for name in ALL if name != "rouge_l"]  # which is always lower-cased
+    assert all("case:lc" in text for text in signatures(ALL, LOWER).values())
 
 
 def test_signatures_are_those_of_sacrebleu():
@@ -181,6 +189,13 @@ def test_table():
     assert len({line.index(text) for line, text in zip(lines, ["signature", "nrefs:1", "nrefs:1"], strict=True)}) == 1
 
 
+def test_table_with_intervals():
+    table = format_table({"bleu4": 7.126}, {"bleu4": "s"}, {"bleu4": Interval(6.1, 8.234)})
+    header, row = table.split("\n")
+    assert "95 % interval" in header
+    assert row.split() == ["bleu4", "BLEU-4", "7.13", "6.10", "to", "8.23", "s"]
+
+
 def test_metrics_file(tmp_path):
     path = tmp_path / "new" / "metrics.json"
     write_metrics(path, {"bleu4": 1.5}, {"bleu4": "s"}, sentences=3, references="text of x.tsv", lowercase=True)
@@ -206,6 +221,18 @@ def test_hypotheses_round_trip(tmp_path):
     first, second, _ = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert list(json.loads(first)) == ["id", "ref", "hyp", "score"]
     assert json.loads(second)["text_lang"] == "de"
+
+
+def test_alternatives_round_trip(tmp_path):
+    path = tmp_path / "hypotheses.jsonl"
+    others = ({"text": "Ärger", "score": -1.5}, {"text": "", "score": None})
+    sentences = [Hypothesis("a", "r", "h", -1.0, None, others), Hypothesis("b", "r", "h", -1.0, "de", ())]
+    write_hypotheses(path, sentences)
+    assert read_hypotheses(path) == sentences
+    first, second = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert first["alternatives"] == list(others)
+    assert "text_lang" not in first
+    assert second["alternatives"] == []
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -249,6 +276,11 @@ def test_read_lists_every_bad_line(tmp_path):
         '{"id": "b", "ref": "r", "hyp": "\\ud800", "score": 1}',
         '{"id": "", "ref": "r", "hyp": "h", "score": 1}',
         '{"id": "b", "ref": "r", "hyp": "h", "score": 1, "text_lang": 3}',
+        '{"id": "b", "ref": "r", "hyp": "h", "score": 1, "alternatives": "x"}',
+        '{"id": "b", "ref": "r", "hyp": "h", "score": 1, "alternatives": ["x"]}',
+        '{"id": "b", "ref": "r", "hyp": "h", "score": 1, "alternatives": [{"text": 1, "score": 1}]}',
+        '{"id": "b", "ref": "r", "hyp": "h", "score": 1, "alternatives": [{"text": "x", "score": Infinity}]}',
+        '{"id": "b", "ref": "r", "hyp": "h", "score": 1, "alternatives": [{"text": "x"}]}',
     ]
     path.write_text("\n".join([good, *bad, good]) + "\n")
     with pytest.raises(ScoringError) as caught:

@@ -1,6 +1,5 @@
 """The shell scripts: syntax, which Python they take, when they install, and the shuffled texts of the control."""
 
-import json
 import random
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from slt_plugin.data.manifest import Row, read_manifest, write_manifest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-import ablation_table  # noqa: E402
-import compare_tracks  # noqa: E402
 import shuffle_texts  # noqa: E402
 
 FAKE_PYTHON = """#!/bin/bash
@@ -262,67 +259,34 @@ def test_folders_of_the_tracks(tmp_path):
     assert "there are:  pose, video" in run("").stderr
 
 
-def finished_run(folder: Path, bleu: float, checkpoint: int) -> Path:
-    """What compare_tracks.py reads of a run."""
-    folder.mkdir()
-    for split in ("test", "test_unseen"):
-        scores = {"metrics": {"bleu4": bleu, "chrf": 95.128, "word_accuracy": 1.0}}
-        (folder / f"scores-{split}.json").write_text(json.dumps(scores))
-    lines = ["[2026][fairseq_cli.train][INFO] - num. shared model params: 3,887,311 (num. trained: 3,783,999)"]
-    lines += [f"[2026][train_inner][INFO] - epoch 001: wps=1, ups={u}, wpb=3, bsz=20, lr=1" for u in (2, 1.5, 0.1)]
-    (folder / "train.log").write_text("\n".join(lines))
-    (folder / "checkpoint_best.pt").write_bytes(bytes(checkpoint))
-    return folder
+EVALUATE = """
+slt-evaluate() { echo "evaluates: $*"; mkdir -p run/results/test; echo said >&2; [ -z "${FAIL:-}" ]; }
+OUT=run; MANIFESTS=data; FRAMES=77; mkdir -p run data; touch -d 2020-01-01 run/checkpoint_best.pt data/test.tsv
+"""
 
 
-def test_compare_tracks(tmp_path, capsys):
-    pose, video = finished_run(tmp_path / "p", 90.004, 1_600_000), finished_run(tmp_path / "v", 5.5, 400_000)
-    assert compare_tracks.main([f"pose={pose}", f"video={video}"]) == 0
-    out = capsys.readouterr().out
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
-    assert lines[0] == ["", "pose", "video"]
-    assert lines[2:] == [
-        ["BLEU-4 test", "90.00", "5.50"],
-        ["chrF test", "95.13", "95.13"],
-        ["BLEU-4 test_unseen", "90.00", "5.50"],
-        ["chrF test_unseen", "95.13", "95.13"],
-        ["parameters", "3.9 M", "3.9 M"],
-        ["checkpoint", "2 MB", "0 MB"],
-        ["training clips/s", "30", "30"],
-    ]
-    assert "The videos are synthetic" in out
-    assert compare_tracks.main([f"pose={pose}"]) == 0
-    assert "synthetic" not in capsys.readouterr().out
+def test_evaluation_is_done_once_for_a_model_and_a_manifest(shell, tmp_path):
+    first = shell(f"{EVALUATE} evaluate test evidence=0")
+    assert first.returncode == 0, first.stderr
+    words = (
+        "checkpoint=run/checkpoint_best.pt data=data subset=test results=run/results dataset.max_tokens=77 evidence=0"
+    )
+    assert first.stdout.splitlines() == [f"+ slt-evaluate {words}", f"evaluates: {words}"]
+    assert (tmp_path / "run/results/test.log").read_text() == "said\n" and first.stderr == ""
+    assert (
+        "done before: slt-evaluate of test (again: rm 'run/results/test.done')"
+        in shell(f"{EVALUATE} evaluate test").stdout
+    )
+    for changed in ("run/checkpoint_best.pt", "data/test.tsv"):
+        again = shell(f"{EVALUATE} touch -d 2100-01-01 {changed}; evaluate test")
+        assert "evaluates: " in again.stdout, changed
 
 
-def test_ablation_table(tmp_path, capsys):
-    for name, bleu in (("a", 10.0), ("b", 14.0), ("c", 3.0)):
-        (tmp_path / name).mkdir()
-        for split in compare_tracks.SPLITS:
-            scores = {"metrics": {"bleu4": bleu, "chrf": 2 * bleu}}
-            (tmp_path / name / f"scores-{split}.json").write_text(json.dumps(scores))
-    words = [f"two={tmp_path / 'a'},{tmp_path / 'b'}", f"one={tmp_path / 'c'}"]
-    assert ablation_table.main(words) == 0
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["", "two", "one"] and ["BLEU-4 test", "12.00 ± 2.83", "3.00"] in lines
-    assert ["chrF test_unseen", "24.00 ± 5.66", "6.00"] in lines and ["runs", "2", "1"] in lines
-    assert ablation_table.main([f"gone={tmp_path / 'd'}"]) == 1
-    assert "scores-test.json: No such file" in capsys.readouterr().err
-
-
-def test_compare_tracks_names_what_is_missing(tmp_path, capsys):
-    for name in ("scores-test.json", "train.log", "checkpoint_best.pt"):
-        folder = finished_run(tmp_path / name, 1.0, 1)
-        (folder / name).unlink()
-        assert compare_tracks.main([f"pose={folder}"]) == 1
-        assert str(folder / name) in capsys.readouterr().err
-    folder = finished_run(tmp_path / "log", 1.0, 1)
-    (folder / "train.log").write_text("nothing\n")
-    assert compare_tracks.main([f"pose={folder}"]) == 1
-    assert "not the log of a training" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        compare_tracks.main([str(folder)])
-    assert "expected NAME=FOLDER" in capsys.readouterr().err
+def test_an_evaluation_that_fails_is_shown_and_not_taken_for_done(shell):
+    failed = shell(f"{EVALUATE} evaluate test", FAIL="1")
+    assert failed.returncode == 1
+    assert "said\n" in failed.stderr and "slt-evaluate failed; its whole log: run/results/test.log" in failed.stderr
+    assert "evaluates: " in shell(f"{EVALUATE} evaluate test").stdout
 
 
 def rows_of(texts: list[str]) -> list[Row]:
@@ -357,21 +321,3 @@ def test_shuffle_texts_writes_manifests(tmp_path, capsys):
         shuffle_texts.main([str(tmp_path), "--out", str(tmp_path)])
     assert "choose another one" in capsys.readouterr().err
     assert shuffle_texts.main([str(tmp_path), "--out", str(tmp_path / "x"), "--splits", "dev"]) == 1
-
-
-def test_the_control_fails_where_shuffled_texts_still_score(tmp_path):
-    """Its last lines, on made-up scores: the limit is 10 BLEU-4."""
-    source = (SCRIPTS / "control.sh").read_text()
-    ending = source[source.index("\nbleu=") :]
-    code = f'set -euo pipefail; source {SCRIPTS}/common.sh; OUT={tmp_path}; LIMIT=10; PATH="$BIN:$PATH"\n{ending}'
-    for bleu, status in [(1.3, 0), (9.99, 0), (10.0, 1), (74.2, 1)]:
-        (tmp_path / "scores-test.json").write_text(json.dumps({"metrics": {"bleu4": bleu}}))
-        run = subprocess.run(
-            ["bash", "-c", code],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={"PATH": "/usr/bin:/bin", "BIN": str(Path(sys.executable).parent)},
-        )
-        assert run.returncode == status, run.stderr
-        assert ("control failed" in run.stderr) == bool(status)

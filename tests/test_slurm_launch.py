@@ -190,9 +190,11 @@ def test_waiting_for_a_failed_job(finetuned, jobs, capfd):
 def test_waiting_for_an_evaluation(jobs, submit, pose_corpus, capfd):
     assert_completed(jobs["one"])
     words = ("checkpoint=one/checkpoint_last.pt", "data=corpus", "results=results", "generation.max_len_b=5",
-             "generation.beam=1", "dataset.num_workers=0", "common.cpu=true", "wait=true")  # fmt: skip
+             "generation.beam=1", "dataset.num_workers=0", "common.cpu=true", "evidence=0", "launcher.local_ranks=2",
+             "wait=true")  # fmt: skip
     submitted = submit(evaluate.main, *words)
-    assert json.loads(Path("results/test/metrics.json").read_text())["rows"] == 13
+    found = json.loads(Path("results/test/metrics.json").read_text())
+    assert (found["rows"], found["sentences"], found["speed"]["ranks"]) == (13, 13, 2)
     assert capfd.readouterr().err.strip().splitlines()[-1] == f"job {submitted.jobs[0]}: COMPLETED"
 
 

@@ -28,7 +28,8 @@ from slt_plugin.text.codec import CodecError
 
 def setup(corpus, spm=None, **options) -> SignToTextTask:
     interpolated = {"train_subset": "train", "seed": 1, "skip_invalid_size_inputs": False,
-                    "best_checkpoint_metric": "bleu", "maximize_best_checkpoint_metric": True}  # fmt: skip
+                    "best_checkpoint_metric": "bleu", "maximize_best_checkpoint_metric": True,
+                    "tensorboard_logdir": None, "wandb_project": None}  # fmt: skip
     values = {"data": str(corpus), "eval_max_len": 12, **interpolated, **options}
     cfg = OmegaConf.merge(OmegaConf.structured(SignToTextTaskConfig), values)
     if spm is not None:

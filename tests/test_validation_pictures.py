@@ -3,8 +3,6 @@
 import hashlib
 import inspect
 import io
-import json
-import struct
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from fairseq_cli import train
 from omegaconf import OmegaConf
 from PIL import Image
 from pretraining_helpers import CLIP_WORDS, pretrain, pretraining_task
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tracker_helpers import events, history
 
 from slt_plugin.data.manifest import read_manifest, write_manifest
 from slt_plugin.models.errors import OptionError
@@ -47,12 +45,6 @@ def corpus(video_corpus, tmp_path):
     for name, part in (("train", rows["train"]), ("valid", rows["valid"]), ("other", rows["valid"][3:])):
         write_manifest(folder / f"{name}.tsv", part)
     return folder
-
-
-def events(folder) -> EventAccumulator:
-    found = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
-    found.Reload()
-    return found
 
 
 def pixels(encoded: bytes) -> np.ndarray:
@@ -143,29 +135,6 @@ def test_wandb_has_them_with_captions(corpus, tmp_path, monkeypatch):
     assert all("masked, reconstruction, original; loss" in caption for caption in captions)
 
 
-def history(log) -> list[dict]:
-    """What an offline run logged, one dict a step: protocol buffers in LevelDB's log format, behind 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, message, rows = log.read_bytes(), 7, b"", []
-    while position < len(data):
-        left_of_block = 2**15 - position % 2**15
-        if left_of_block < 7:
-            position += left_of_block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        message += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (2, 3):  # the first or a middle part
-            continue
-        record = wandb_internal_pb2.Record.FromString(message)
-        message = b""
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
-
-
 def test_pictures_have_evenly_spaced_steps():
     rows = torch.zeros(3, 20, 3, 4, 4, dtype=torch.uint8)
     rows += torch.arange(20, dtype=torch.uint8)[None, :, None, None, None] + torch.tensor([0, 50, 100])[
@@ -217,5 +186,5 @@ def test_fairseq_is_the_version_that_was_read(function, digest):
     """Where writers are kept, which run is used, and that ``post_validate`` comes before a subset's numbers."""
     source = inspect.getsource(inspect.unwrap(function))
     assert hashlib.sha256(source.encode()).hexdigest()[:16] == digest, (
-        f"{function.__qualname__} has changed: read it again, and see whether tasks/pictures.py still fits"
+        f"{function.__qualname__} has changed: read it again, and see whether tasks/trackers.py still fits"
     )

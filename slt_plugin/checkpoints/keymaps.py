@@ -161,6 +161,42 @@ SONAR_ENCODER = KeyTable(
     ignored=(*_T5_TABLES, r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"),
 )
 
+# Translation models of facebookresearch/ssvp_slt (translation/main_translation.py saves them, "model"): Hugging Face's
+# T5 or BART (names of transformers 4.32) whose encoder begins with a projection of the features. T5's is multiplied by
+# a scale for each output channel. The encoder's token table is not read: features take its place.
+_SSVP_PROJECTION = r"encoder\.(?:feature_projection\.)?feature_proj"
+SSVP_T5 = KeyTable(
+    name="SSVP-SLT SignT5",
+    renames=(
+        (rf"{_SSVP_PROJECTION}\.(weight|bias)", r"projection.\1"),
+        (rf"{_SSVP_PROJECTION}_scale", "projection.scale"),
+        (r"(shared\.weight|lm_head\.weight|decoder\.embed_tokens\.weight)", r"\1"),
+        (r"((?:encoder|decoder)\.(?:block\.\d+\.layer\..+|final_layer_norm\.weight))", r"\1"),
+    ),
+    ignored=(
+        r"encoder\.embed_tokens\.weight",
+        r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    ),
+    tied=(("decoder.embed_tokens.weight", "shared.weight"), ("shared.weight", "decoder.embed_tokens.weight")),
+    optional=(r"shared\.weight",),
+    missing=(r"encoder\.embed_tokens\.weight",),
+)
+SSVP_BART = KeyTable(
+    name="SSVP-SLT SignBART",
+    renames=(
+        (r"model\.encoder\.feature_projection\.(?:feature_proj\.)?(weight|bias)", r"projection.\1"),
+        (r"(model\.shared\.weight|lm_head\.weight|final_logits_bias|model\.decoder\..+)", r"\1"),
+        (r"(model\.encoder\.(?:layers\.\d+|embed_positions|layernorm_embedding)\..+)", r"\1"),
+    ),
+    ignored=(r"model\.encoder\.embed_tokens\.weight",),
+    tied=(
+        ("model.decoder.embed_tokens.weight", "model.shared.weight"),
+        ("model.shared.weight", "model.decoder.embed_tokens.weight"),
+        ("lm_head.weight", "model.decoder.embed_tokens.weight"),
+    ),
+    missing=(r"model\.encoder\.embed_tokens\.weight", "final_logits_bias"),
+)
+
 # SONAR's text encoder and decoder, in fairseq2's names and as bare modules of fairseq 1
 _FAIRSEQ2_LAYER = (  # \1 is the number of the layer
     (r"self_attn\.output_proj\.(.+)", r"self_attn.out_proj.\2"),

@@ -19,7 +19,8 @@ SIGNATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         (r".*feature_proj.*",),
-        "a translation model of SSVP-SLT (T5 or BART behind a feature projection), which reads features",
+        "a translation model of SSVP-SLT (T5 or BART behind a feature projection), which reads features "
+        "(slt-import-checkpoint ssvp-translation takes it)",
     ),
     ((r"decoder_frontend\..+", r"decoder\.layers\..+"), "SONAR's text decoder (sonar_text_decoder.pt)"),
     ((r"encoder_frontend\..+", r"encoder\.layers\..+"), "SONAR's text encoder (sonar_text_encoder.pt)"),

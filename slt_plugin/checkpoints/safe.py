@@ -30,6 +30,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 
 from slt_plugin.checkpoints.keymaps import CheckpointError
+from slt_plugin.common.errors import SltError
 from slt_plugin.common.files import atomic_open, process_runs, sync_folder, temporary_path
 
 logger = logging.getLogger(__name__)
@@ -257,7 +258,12 @@ def load_checkpoint(cfg, trainer, **passthrough_args):
             cfg = copy.copy(cfg)
             cfg.restore_file, cfg.finetune_from_model = choice, None  # fairseq refuses both together
         _compare_task_state(cfg, choice, trainer)
-    extra_state, epoch_itr = _fairseq_load_checkpoint(cfg, trainer, **passthrough_args)
+    try:
+        extra_state, epoch_itr = _fairseq_load_checkpoint(cfg, trainer, **passthrough_args)
+    except Exception as error:  # fairseq hides what a model says of the weights behind a sentence of its own
+        if isinstance(error.__context__, SltError):
+            raise error.__context__ from None
+        raise
     resumes = extra_state is not None and not (fine_tunes or cfg.reset_optimizer or cfg.reset_meters)
     if resumes:  # the condition under which fairseq restores the best score for checkpoint_best.pt
         restore_early_stopping(extra_state)

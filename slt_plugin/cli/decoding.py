@@ -10,14 +10,21 @@ class Models:
     Args:
         cfg: ``generation`` (fairseq's options of beam search) and ``common`` (cpu, fp16, bf16).
         task_options: options of the task that come from here instead of the checkpoint (data, limits).
+        average: one model with the mean of the checkpoints' weights instead of an ensemble.
+
+    Raises:
+        CheckpointError: checkpoints of different models are to be averaged.
     """
 
-    def __init__(self, paths: Sequence[Path], cfg, task_options: dict):
+    def __init__(self, paths: Sequence[Path], cfg, task_options: dict, *, average: bool = False):
         import torch
         from fairseq import checkpoint_utils
 
+        from slt_plugin.checkpoints.averaging import average_checkpoints
+
+        state = average_checkpoints(paths, task_options) if average else None
         self.models, _, self.task = checkpoint_utils.load_model_ensemble_and_task(
-            [str(path) for path in paths], arg_overrides=task_options
+            [str(path) for path in (paths[:1] if average else paths)], arg_overrides=task_options, state=state
         )
         self.device = "cuda" if torch.cuda.is_available() and not cfg.common.cpu else "cpu"
         for model in self.models:
@@ -42,18 +49,18 @@ class Models:
         """
         import torch
 
-        sample = self._on_device(sample)
+        sample = self.on_device(sample)
         net_input = sample["net_input"]
         if len(languages) > 1 and len(self.models) == 1 and hasattr(self.models[0], "embed"):
             with torch.no_grad():
                 net_input = {**net_input, "embedding": self.models[0].embed(net_input)}
         return [self.generate({**sample, **tokens, "net_input": net_input}) for tokens in languages]
 
-    def _on_device(self, sample: dict) -> dict:
+    def on_device(self, sample: dict) -> dict:
         from fairseq import utils
 
         return utils.move_to_cuda(sample) if self.device == "cuda" else sample
 
     def generate(self, sample: dict) -> list[list[dict]]:
         """fairseq's hypotheses for each row of a batch, best first."""
-        return self.task.inference_step(self.generator, self.models, self._on_device(sample))
+        return self.task.inference_step(self.generator, self.models, self.on_device(sample))

@@ -7,8 +7,9 @@ from pathlib import Path
 from slt_plugin.checkpoints.keymaps import CheckpointError
 from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.data.errors import DataError
-from slt_plugin.data.manifest import read_manifest
+from slt_plugin.data.manifest import Row, read_manifest
 from slt_plugin.models.errors import OptionError
+from slt_plugin.scoring.intervals import FEWEST_SAMPLES
 
 MAY_BE_NULL = ("dataset.max_tokens",)  # where dataset.batch_size is given
 LOG_FORMATS = (None, "json", "none", "simple", "tqdm")  # of fairseq's progress bar
@@ -16,8 +17,22 @@ LOG_FORMATS = (None, "json", "none", "simple", "tqdm")  # of fairseq's progress 
 
 def check_options(cfg) -> None:
     """Raises OptionError on values that no decoding can have."""
-    if cfg.generation.beam < 1:
-        raise OptionError(f"generation.beam={cfg.generation.beam}: at least 1 is needed")
+    generation = cfg.generation
+    if generation.beam < 1:
+        raise OptionError(f"generation.beam={generation.beam}: at least 1 is needed")
+    if not 1 <= generation.nbest <= generation.beam:
+        raise OptionError(
+            f"generation.nbest={generation.nbest}: at least 1 and at most generation.beam={generation.beam} is needed"
+        )
+    for key in ("confidence", "evidence"):
+        if cfg[key] < 0:
+            raise OptionError(f"{key}={cfg[key]}: 0 (none) or more is needed")
+    if 0 < cfg.confidence < FEWEST_SAMPLES:
+        raise OptionError(f"confidence={cfg.confidence}: 0 (no intervals) or at least {FEWEST_SAMPLES} is needed")
+    for key in ("frames", "blur_faces"):
+        needed = "evidence" if key == "frames" else "frames"
+        if cfg[key] and not cfg[needed]:
+            raise OptionError(f"{key}=true has no effect with {needed}={str(cfg[needed]).lower()}")
     for key in ("max_tokens", "batch_size"):
         value = cfg.dataset[key]
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -35,8 +50,8 @@ def check_options(cfg) -> None:
         )
 
 
-def read_texts(directory: Path, subset: str) -> list[str]:
-    """The ids of all rows of ``<directory>/<subset>.tsv``.
+def read_texts(directory: Path, subset: str) -> list[Row]:
+    """All rows of ``<directory>/<subset>.tsv``.
 
     Raises:
         DataError: no such manifest, no rows, or rows without a text to score against.
@@ -57,7 +72,7 @@ def read_texts(directory: Path, subset: str) -> list[str]:
         )
     if not rows:
         raise DataError(f"{path} has no rows")
-    return [row.id for row in rows]
+    return rows
 
 
 def prepare_results(folder: Path, subsets: Sequence[str]) -> None:

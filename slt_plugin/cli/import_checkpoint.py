@@ -4,6 +4,9 @@ examples:
   slt-import-checkpoint sign-hiera pretrained/dm_70h_ub_signhiera.pth signhiera_dm70h.pt
   slt-import-checkpoint sign-hiera pretrained/mae_hiera_base_16x224.pth signhiera_k400.pt --variant base_128x224
   slt-import-checkpoint describe signhiera_k400.pt
+  slt-import-checkpoint export-fp16 runs/fingerspelling/checkpoint_best.pt fingerspelling_fp16.pt
+  slt-import-checkpoint merge-lora runs/t5_3b_lora/checkpoint_best.pt t5_3b_isign.pt
+  slt-import-checkpoint ssvp-translation best_model.pth ssvp_t5.pt --base google/t5-v1_1-base
   slt-import-checkpoint sonar-asl pretrained sonar_asl.pt --dtype bf16
   slt-import-checkpoint tarres checkpoint.best_reduced_sacrebleu_3.5401.pt how2sign_i3d.pt \\
       --spm cvpr23.train.how2sign.unigram7000_lowercased.model
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slt_plugin.checkpoints.keymaps import TARRES, CheckpointError, convert, fit
-from slt_plugin.cli import import_sonar
+from slt_plugin.cli import import_sonar, import_ssvp, merge_lora
 from slt_plugin.common.errors import SltError
 from slt_plugin.text.errors import CodecError
 
@@ -152,6 +155,21 @@ def describe(checkpoint: Path) -> None:
         print(f"  {line}")
 
 
+def export(checkpoint: Path, out: Path) -> None:
+    """Writes ``out``, a checkpoint of one of our models for decoding only, with its weights in fp16.
+
+    Raises:
+        CheckpointError: it is no such checkpoint, or fp16 cannot hold its weights; ``out`` exists.
+    """
+    from slt_plugin.checkpoints.export import export_fp16
+
+    done = export_fp16(checkpoint, out)
+    print(
+        f"{out}: fp16, {done.bytes_after / 1e6:.1f} MB ({checkpoint.name}: {done.bytes_before / 1e6:.1f} MB); "
+        f"largest change of a weight {done.largest_change:.1g}"
+    )
+
+
 def _summary(file) -> str:
     parameters = sum(tensor.numel() for tensor in file.state.values())
     return f"SignHiera {file.variant}, {len(file.state)} tensors, {parameters:,} parameters"
@@ -234,6 +252,14 @@ def _parser() -> argparse.ArgumentParser:
         help="what the model reads; features: those that slt-extract has made with the SignHiera",
     )
     sonar.set_defaults(run=lambda args: import_sonar.import_sonar_asl(args.folder, args.out, args.dtype, args.source))
+    import_ssvp.add_parser(projects)
+    merge_lora.add_parser(projects)
+    exporting = projects.add_parser(
+        "export-fp16", help="a checkpoint of one of our models for decoding: half the size, no optimizer"
+    )
+    exporting.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a training, or imported")
+    exporting.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
+    exporting.set_defaults(run=lambda args: export(args.checkpoint, args.out))
     describing = projects.add_parser(
         "describe", help="what a SignHiera or an imported model is, and where it comes from"
     )

@@ -84,11 +84,12 @@ class Work:
     resumes: bool = True
 
 
-def read_request(arguments: Sequence[str], *, trains: bool = False) -> Request:
+def read_request(arguments: Sequence[str], *, trains: bool = False, shares: bool = False) -> Request:
     """Takes our words out of a command line.
 
     Args:
-        trains: the command may be several processes that train together.
+        trains: the command may be several processes that train together, and a chain of jobs.
+        shares: the command may be several processes that share its work.
 
     Raises:
         OptionError: unknown options or values; what has no effect; a secret.
@@ -117,12 +118,16 @@ def read_request(arguments: Sequence[str], *, trains: bool = False) -> Request:
         raise OptionError("launcher.dir has no effect without launcher=NAME")
     if profile.is_local and "wait=false" in shown:
         raise OptionError("wait=false: a command without launcher=slurm always waits")
-    if not trains and (profile.world_size > 1 or profile.chain):
+    if not trains and (profile.chain or (profile.world_size > 1 and not shares)):
         option = "chain" if profile.chain else "nodes" if profile.nodes > 1 else (
             "gpus_per_node" if profile.gpus > 1 else "local_ranks")  # fmt: skip
         raise OptionError(
-            f"launcher.{option}={getattr(profile, option)} is for training: a job of this command is one process with "
-            f"at most one GPU; leave it at {0 if option == 'chain' else 1}"
+            f"launcher.{option}={getattr(profile, option)} is for training: "
+            + (
+                "leave it at 0"
+                if option == "chain"
+                else "a job of this command is one process with at most one GPU; leave it at 1"
+            )
         )
     if not profile.is_local:
         texts = [("launcher.comment", profile.comment or ""), ("launcher.python", profile.python or "")]

@@ -1,4 +1,4 @@
-"""slt-report neighbours | compare | reconstruct | sweep: embeddings, scores, reconstructions and trainings to compare.
+"""slt-report html | compare | sweep | neighbours | reconstruct: pages and tables of evaluations and trainings.
 
 A further report is a function `_add_<name>` in ADDERS that declares its arguments and, with `run`, what they start
 (it returns the exit status; None: 0).
@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from slt_plugin.cli.compare_report import add_compare
+from slt_plugin.cli.html_report import add_html
 from slt_plugin.cli.progress import progress
 from slt_plugin.cli.reconstruct import add_reconstruct
 from slt_plugin.cli.sweep_report import add_sweep
 from slt_plugin.common.errors import SltError
-from slt_plugin.report.published import PUBLISHED
 
 
 def _add_neighbours(commands) -> None:
@@ -42,39 +43,7 @@ def _neighbours(args: argparse.Namespace) -> None:
             print(f"  {neighbour.cosine:.4f}\t{neighbour.id}\t{neighbour.text or ''}")
 
 
-def _add_compare(commands) -> None:
-    parser = commands.add_parser("compare", help="scores of systems in one table, beside published ones")
-    parser.add_argument(
-        "systems",
-        nargs="+",
-        type=_named_file,
-        metavar="NAME=FILE",
-        help="a name, and what slt-score --json or slt-evaluate (metrics.json) wrote",
-    )
-    known = ", ".join(PUBLISHED)
-    parser.add_argument("--published", metavar="CORPUS", help=f"also the published scores of this corpus: {known}")
-    parser.set_defaults(run=_compare)
-
-
-def _compare(args: argparse.Namespace) -> None:
-    from slt_plugin.report.compare import comparison, read_system
-    from slt_plugin.report.errors import ReportError
-
-    names = [name for name, _ in args.systems]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ReportError(f"{', '.join(sorted(twice))} is given twice: give each system a name of its own")
-    print(comparison([read_system(name, path) for name, path in args.systems], args.published))
-
-
-def _named_file(word: str) -> tuple[str, Path]:
-    name, equals, path = word.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{word!r}: write NAME=FILE, e.g. zero-shot=scores.json")
-    return name, Path(path)
-
-
-ADDERS: tuple[Callable, ...] = (_add_neighbours, _add_compare, add_reconstruct, add_sweep)
+ADDERS: tuple[Callable, ...] = (add_html, add_compare, add_sweep, _add_neighbours, add_reconstruct)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

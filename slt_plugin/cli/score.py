@@ -4,39 +4,65 @@ examples:
   slt-score hypotheses.jsonl
   slt-score generate-test.txt --manifest data/test.tsv      (also a saved stdout of fairseq-generate)
   slt-score --hyp system.txt --ref reference.txt
+  slt-score table.tsv                                       (columns hyp and ref; without header: --columns hyp,ref)
+  slt-score new/hypotheses.jsonl --against old/hypotheses.jsonl           (is the difference more than chance?)
+  slt-score hypotheses.jsonl --confidence --by length,signer --manifest data/test.tsv
+  slt-score hypotheses.jsonl --metrics bleu4,reduced_bleu --train-manifest data/train.tsv --truecase
 """
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from slt_plugin.cli.score_input import (
+    System,
+    in_same_order,
+    is_generate_output,
+    load,
+    load_manifest,
+    load_pair,
+)
 from slt_plugin.common.errors import SltError
-from slt_plugin.common.messages import listing
-from slt_plugin.data.manifest import Row, read_manifest
+from slt_plugin.common.messages import did_you_mean
+from slt_plugin.data.manifest import COLUMNS, Row, read_manifest
+from slt_plugin.scoring.breakdown import LENGTH, breakdown
 from slt_plugin.scoring.errors import ScoringError
-from slt_plugin.scoring.fairseq_output import GenerateOutput, read_generate_output
-from slt_plugin.scoring.hypotheses import Hypothesis, read_hypotheses, read_text, write_hypotheses
+from slt_plugin.scoring.hypotheses import write_hypotheses
+from slt_plugin.scoring.intervals import (
+    SAMPLES,
+    SEED,
+    Comparison,
+    bootstrap_signature,
+    confidence,
+    paired,
+)
+from slt_plugin.scoring.reduced_bleu import SIZE, Blacklist
 from slt_plugin.scoring.report import (
+    DEFAULT_METRICS,
     METRICS,
     check_metrics,
     check_pairs,
+    format_breakdown,
+    format_comparison,
     format_table,
     score,
     signatures,
     write_metrics,
 )
+from slt_plugin.scoring.settings import Settings
+from slt_plugin.scoring.truecase import Truecaser
 
-ROUND_TRIP = (
-    "the T- lines of fairseq-generate are references after a round trip through the model's vocabulary (lower-cased "
-    "where it is, unknown characters lost), which makes scores look better than they are"
-)
+GROUPABLE = (LENGTH, *(name for name in COLUMNS if name not in ("id", "path", "text", "box")))
+WITHOUT_MANIFEST = (LENGTH, "text_lang")  # known from the references and from hypotheses.jsonl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     _check_combination(parser, args)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s | %(name)s | %(message)s")
     try:
         _run(args)
     except SltError as error:
@@ -46,109 +72,117 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
-    check_metrics(metrics)  # before the work of reading
-    sentences, origin = _load(args)
+    metrics = _metrics(args)
+    check_metrics(metrics)  # this and the settings before the work of reading
+    settings = _settings(args, metrics)
+    settings.check(metrics)
+    rows = load_manifest(args.manifest)
+    system = load_pair(args.hyp, args.ref) if args.hyp else load(args.input, args, rows)
+    sentences = system.sentences
     hypotheses, references = [s.hyp for s in sentences], [s.ref for s in sentences]
     check_pairs(hypotheses, references, [s.id for s in sentences])
+    baseline = _baseline(args, system, rows) if args.against else None
     if args.save_hypotheses:
         write_hypotheses(args.save_hypotheses, sentences)
-    scores = score(hypotheses, references, metrics, lowercase=args.lowercase)
-    texts = signatures(metrics, lowercase=args.lowercase)
-    print(f"{len(sentences)} sentences; references: {origin}")
+    scores, texts = score(hypotheses, references, metrics, settings), signatures(metrics, settings)
+    intervals = groups = against = compared = None
+    if args.confidence:
+        intervals = confidence(hypotheses, references, metrics, settings, args.samples, args.seed)
+    if baseline is not None:
+        ours = {"system": hypotheses}
+        compared = paired(baseline, ours, references, metrics, settings, args.samples, args.seed)["system"]
+        before = score(baseline, references, metrics, settings)
+        against = _against(args.against, before, compared)
+    if args.by:
+        groups = breakdown(hypotheses, references, _attributes(system, rows), args.by, metrics, settings)
+    bootstrap = bootstrap_signature(args.samples, args.seed) if args.confidence or args.against else None
+
+    print(f"{len(sentences)} sentences; references: {system.origin}")
     if args.lowercase:
         print("both sides were lower-cased before scoring (--lowercase): not comparable with cased scores")
-    print(format_table(scores, texts))
+    if args.truecase:
+        print(f"hypotheses were given capitals as the texts of {args.train_manifest} have them (--truecase)")
+    print(format_table(scores, texts, intervals))
+    if intervals:
+        print(f"intervals: sacrebleu's bootstrap over sentences, {bootstrap}")
+    if compared is not None:
+        print(f"\nagainst the baseline {args.against}:\n{format_comparison(scores, before, compared)}")
+        print(f"p: sacrebleu's paired bootstrap test, {bootstrap}; in effect one-sided: two-sided 5 % is p < 0.025")
+    if groups is not None:
+        print(f"\n{format_breakdown(groups)}")
     if args.json:
-        write_metrics(args.json, scores, texts, sentences=len(sentences), references=origin, lowercase=args.lowercase)
+        write_metrics(
+            args.json,
+            scores,
+            texts,
+            sentences=len(sentences),
+            references=system.origin,
+            lowercase=args.lowercase,
+            intervals=intervals,
+            bootstrap=bootstrap,
+            groups=groups,
+            against=against,
+        )
 
 
-def _load(args: argparse.Namespace) -> tuple[list[Hypothesis], str]:
-    """The sentences and, in words, where the references are from."""
+def _metrics(args: argparse.Namespace) -> list[str]:
+    """Those asked for; by default all that the other options give the means for."""
+    if args.metrics is not None:
+        return [name.strip() for name in args.metrics.split(",") if name.strip()]
+    reduced = args.blacklist or (args.train_manifest and not args.truecase)
+    wanted = {*DEFAULT_METRICS, *(("reduced_bleu", "reduced_bleu_kept") if reduced else ())}
+    wanted |= {"bleurt"} if args.bleurt else set()
+    return [name for name in METRICS if name in wanted]
+
+
+def _settings(args: argparse.Namespace, metrics: Sequence[str]) -> Settings:
+    """Raises SltError where a file cannot be used, or would be used for nothing."""
+    reduced = any(name.startswith("reduced_bleu") for name in metrics)
+    if args.blacklist and not reduced:
+        raise ScoringError("--blacklist has no effect: add reduced_bleu or reduced_bleu_kept to --metrics")
+    if args.bleurt and "bleurt" not in metrics:
+        raise ScoringError("--bleurt has no effect: add bleurt to --metrics")
+    built = reduced and not args.blacklist and args.train_manifest is not None
+    if args.train_manifest and not (built or args.truecase):
+        raise ScoringError(
+            "--train-manifest has no effect: it is for --truecase, and for reduced_bleu without --blacklist"
+        )
+    if args.blacklist_size is not None and not built:
+        raise ScoringError("--blacklist-size has no effect: it is for reduced_bleu with --train-manifest")
+    blacklist = truecaser = None
+    if args.train_manifest:
+        texts = [row.text for row in read_manifest(args.train_manifest, require_text=True)]
+        size = SIZE if args.blacklist_size is None else args.blacklist_size
+        blacklist = Blacklist.from_texts(texts, size) if built else None
+        truecaser = Truecaser.from_texts(texts) if args.truecase else None
+    if args.blacklist:
+        blacklist = Blacklist.from_file(args.blacklist)
+    return Settings(args.lowercase, blacklist, truecaser, args.bleurt)
+
+
+def _baseline(args: argparse.Namespace, system: System, rows: list[Row] | None) -> list[str]:
+    """The other system's hypotheses, in the order of ``system``'s."""
     if args.hyp:
-        return _plain_files(args.hyp, args.ref), str(args.ref)
-    if args.input.suffix == ".jsonl":
-        sentences = read_hypotheses(args.input)
-        if args.manifest is None:
-            return sentences, f"ref of {args.input}"
-        rows = read_manifest(args.manifest, require_text=True)
-        return _in_manifest_order(sentences, rows, args), f"text of {args.manifest}"
-    output = read_generate_output(args.input)
-    if args.manifest is not None:
-        rows = read_manifest(args.manifest, require_text=True)
-        return _by_row_number(output, rows, args), f"text of {args.manifest}"
-    if not args.allow_roundtrip_references:
-        raise ScoringError(
-            f"{args.input}: references are needed: give --manifest, the TSV that was generated from ({ROUND_TRIP}; "
-            "if they are wanted all the same: --allow-roundtrip-references)"
-        )
-    return _round_trip(output, args.input), f"T- lines of {args.input} (ROUND TRIP through the vocabulary, not raw)"
+        return [other.hyp for other in load_pair(args.against, args.ref).sentences]
+    others = load(args.against, args, rows).sentences
+    return [other.hyp for other in in_same_order(system.sentences, args.input, others, args.against)]
 
 
-def _by_row_number(output: GenerateOutput, rows: list[Row], args: argparse.Namespace) -> list[Hypothesis]:
-    """fairseq's sample id i is row i of the manifest."""
-    missing = [f"{i} ({row.id})" for i, row in enumerate(rows) if i not in output.hypotheses]
-    unknown = [str(i) for i in sorted(output.hypotheses) if i >= len(rows)]
-    _check_complete(missing, unknown, len(rows), args)
-    return [
-        Hypothesis(row.id, row.text, output.hypotheses[i], output.scores[i], row.text_lang)
-        for i, row in enumerate(rows)
-    ]
+def _against(path: Path, before: Mapping[str, float], compared: Mapping[str, Comparison]) -> dict[str, object]:
+    return {
+        "baseline": str(path),
+        "metrics": dict(before),
+        "p_values": {name: comparison.p_value for name, comparison in compared.items()},
+    }
 
 
-def _in_manifest_order(sentences: list[Hypothesis], rows: list[Row], args: argparse.Namespace) -> list[Hypothesis]:
-    """The manifest's rows must be exactly the file's sentences, with the same references."""
-    by_id = {sentence.id: sentence for sentence in sentences}
-    ids = {row.id for row in rows}
-    missing = [row.id for row in rows if row.id not in by_id]
-    _check_complete(missing, [name for name in by_id if name not in ids], len(rows), args)
-    changed = [row.id for row in rows if by_id[row.id].ref != row.text]
-    if changed:
-        raise ScoringError(
-            f"{args.input}: the ref of {len(changed)} sentence(s) differs from the text of {args.manifest}: "
-            f"{listing(changed)}; score against the manifest that was generated from"
-        )
-    return [by_id[row.id] for row in rows]
-
-
-def _check_complete(missing: list[str], unknown: list[str], rows: int, args: argparse.Namespace) -> None:
-    problems = []
-    if missing:
-        problems.append(
-            f"{len(missing)} of its {rows} rows have no hypothesis (were they skipped by "
-            f"skip_invalid_size_inputs, or is this one shard of several?): {listing(missing)}"
-        )
-    if unknown:
-        problems.append(f"{len(unknown)} hypothesis id(s) are not in it (is it another split?): {listing(unknown)}")
-    if problems:
-        raise ScoringError(
-            f"{args.input} does not fit {args.manifest}, every row needs exactly one hypothesis: {'; '.join(problems)}"
-        )
-
-
-def _round_trip(output: GenerateOutput, path: Path) -> list[Hypothesis]:
-    lacking = [str(i) for i in sorted(output.hypotheses) if i not in output.references]
-    if lacking:
-        raise ScoringError(f"{path}: {len(lacking)} sample id(s) have no T- line: {listing(lacking)}; give --manifest")
-    return [
-        Hypothesis(str(i), output.references[i], text, output.scores[i])
-        for i, text in sorted(output.hypotheses.items())
-    ]
-
-
-def _plain_files(hyp: Path, ref: Path) -> list[Hypothesis]:
-    hypotheses, references = _lines(hyp), _lines(ref)
-    if len(hypotheses) != len(references):
-        raise ScoringError(
-            f"{hyp} has {len(hypotheses)} lines but {ref} has {len(references)}; line i of one must belong to line i "
-            "of the other"
-        )
-    return [Hypothesis(f"line {i}", r, h, None) for i, (h, r) in enumerate(zip(hypotheses, references, strict=True), 1)]
-
-
-def _lines(path: Path) -> list[str]:
-    text = read_text(path)
-    return text.removesuffix("\n").split("\n") if text else []
+def _attributes(system: System, rows: list[Row] | None) -> list[dict]:
+    """What sentences can be grouped by."""
+    if rows is None:
+        return [{"text_lang": sentence.text_lang} for sentence in system.sentences]
+    by_id = {row.id: row for row in rows}
+    names = [name for name in GROUPABLE if name != LENGTH]
+    return [{name: getattr(by_id[sentence.id], name) for name in names} for sentence in system.sentences]
 
 
 def _check_combination(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -159,27 +193,70 @@ def _check_combination(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error("give either one input file or --hyp and --ref")
     if args.hyp and args.manifest:
         parser.error("--manifest has no use with --hyp/--ref: --ref holds the references")
-    if args.allow_roundtrip_references and (args.manifest or args.hyp or args.input.suffix == ".jsonl"):
+    if args.hyp and args.columns:
+        parser.error("--columns has no use with --hyp/--ref: these have one sentence a line")
+    inputs = [path for path in (args.input, args.against) if path is not None]
+    generated = not args.hyp and any(is_generate_output(path, args.columns) for path in inputs)
+    if args.allow_roundtrip_references and (args.manifest or not generated):
         parser.error("--allow-roundtrip-references is only for fairseq-generate's output without --manifest")
+    for name in args.by:
+        if name not in GROUPABLE:
+            hint = did_you_mean(name, GROUPABLE)
+            parser.error(f"--by {name}: no such property{hint or '.'} Choose from {', '.join(GROUPABLE)}")
+        if name not in WITHOUT_MANIFEST and not args.manifest:
+            parser.error(f"--by {name} needs --manifest: it is a column of the manifest")
+    if args.truecase and not args.train_manifest:
+        parser.error("--truecase needs --train-manifest: the casing of words is learnt from its texts")
+    if args.truecase and args.lowercase:
+        parser.error("--truecase restores capitals, --lowercase takes them away: give one of them")
+    if not (args.confidence or args.against) and (args.samples is not None or args.seed is not None):
+        parser.error("--samples and --seed are for --confidence and --against")
+    args.samples = SAMPLES if args.samples is None else args.samples
+    args.seed = SEED if args.seed is None else args.seed
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slt-score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", nargs="?", type=Path, help="hypotheses.jsonl, or the output of fairseq-generate")
-    parser.add_argument("--manifest", type=Path, help="TSV that was generated from: its text is the reference")
-    parser.add_argument("--hyp", type=Path, help="plain text, one hypothesis a line (with --ref)")
-    parser.add_argument("--ref", type=Path, help="plain text, one reference a line")
-    parser.add_argument("--metrics", default=",".join(METRICS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--lowercase", action="store_true", help="lower-case both sides before scoring")
-    parser.add_argument(
+    add = parser.add_argument
+    add("input", nargs="?", type=Path, help="hypotheses.jsonl, a table (.tsv), or the output of fairseq-generate")
+    add("--manifest", type=Path, help="TSV that was generated from: its text is the reference")
+    add("--hyp", type=Path, help="plain text, one hypothesis a line (with --ref)")
+    add("--ref", type=Path, help="plain text, one reference a line")
+    add("--columns", type=_names, help="what the columns of a table without header are, for example hyp,ref")
+    add(
+        "--metrics",
+        help=f"comma-separated, of {', '.join(METRICS)} (default: {','.join(DEFAULT_METRICS)}; reduced_bleu and "
+        "reduced_bleu_kept with --blacklist or --train-manifest, bleurt with --bleurt)",
+    )
+    add("--lowercase", action="store_true", help="lower-case both sides before scoring")
+    add("--truecase", action="store_true", help="give the hypotheses capitals, learnt from --train-manifest")
+    add("--train-manifest", type=Path, help="the training's TSV: source of the blacklist and of the casing of words")
+    add("--blacklist", type=Path, help="words that reduced BLEU leaves out, one a line, as written")
+    add("--blacklist-size", type=int, help=f"words to take from --train-manifest, in two casings (default: {SIZE})")
+    add("--bleurt", type=Path, metavar="FOLDER", help="a BLEURT checkpoint in PyTorch (extra bleurt)")
+    add(
+        "--against",
+        type=Path,
+        metavar="OTHER",
+        help="baseline on the same sentences, in any of the formats (with --hyp: one hypothesis a line): paired test",
+    )
+    add("--confidence", action="store_true", help="95 %% intervals by bootstrap")
+    add("--samples", type=int, help=f"bootstrap samples (default: {SAMPLES})")
+    add("--seed", type=int, help=f"of the bootstrap (default: {SEED})")
+    add("--by", type=_names, default=[], help=f"break scores down by {', '.join(GROUPABLE)}; comma-separated")
+    add(
         "--allow-roundtrip-references",
         action="store_true",
         help="score against fairseq-generate's T- lines although they are not the raw text",
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write scores and signatures as JSON")
-    parser.add_argument("--save-hypotheses", type=Path, metavar="OUT", help="also write them as hypotheses.jsonl")
+    add("--json", type=Path, metavar="OUT", help="also write everything as JSON")
+    add("--save-hypotheses", type=Path, metavar="OUT", help="also write the sentences as hypotheses.jsonl")
     return parser
 
 

@@ -42,7 +42,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _as_text(sweep, folder: Path) -> str:
-    from slt_plugin.report.compare import aligned
+    from slt_plugin.report.tables import aligned
 
     better = "higher" if sweep.maximize else "lower"
     lines = [f"{len(sweep.members)} members, validation {sweep.metric} ({better} is better)", ""]

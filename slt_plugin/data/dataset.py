@@ -42,8 +42,9 @@ class SignDataset(ManifestDataset):
         encode: text to token ids (U,) ending in EOS; None where rows are only decoded.
         pad, eos: dictionary indices.
         language_ids: for each row the token of its language; None: the vocabulary has none.
-        language_is_prefix: whether the target is language, text, EOS after the start EOS (SONAR); else the language
+        language_is_prefix: whether the target is language, text, EOS after the start (SONAR, NLLB); else the language
             is the start (mBART-cc25).
+        start: the token that the decoder begins with where the language is not; None: EOS.
         decoding: rows are only generated from: the length of their reference limits nothing.
         training: shuffle and augment; every draw depends on (seed, epoch, row) alone, so neither the number of loader
             workers nor a resume changes it.
@@ -64,6 +65,7 @@ class SignDataset(ManifestDataset):
         eos: int,
         language_ids: list[int] | None = None,
         language_is_prefix: bool = False,
+        start: int | None = None,
         training: bool = False,
         decoding: bool = False,
         seed: int = 1,
@@ -80,7 +82,8 @@ class SignDataset(ManifestDataset):
         self.max_steps, self.max_clips = max_steps, max_clips
         self.teacher = teacher
         self.prefix_tokens = np.array(language_ids, dtype=np.int64) if language_is_prefix else None
-        starts = [eos] * len(rows) if language_ids is None or language_is_prefix else language_ids
+        fixed = language_ids is None or language_is_prefix
+        starts = [eos if start is None else start] * len(rows) if fixed else language_ids
         self.start_tokens = np.array(starts, dtype=np.int64)
         self.clip_counts: np.ndarray | None = None  # of raw video, for each row
         if isinstance(source, VideoSource):

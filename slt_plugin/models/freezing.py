@@ -16,9 +16,13 @@ SPEC = re.compile(r"(?P<part>[a-z_]+)(\.layers\.(?P<first>\d+)(-(?P<last>\d+))?)
 
 
 class Freezing:
-    """Mixin of models whose ``parts`` maps names that users know to submodules."""
+    """Mixin of models whose ``parts`` maps names that users know to submodules.
+
+    ``borrowed`` maps parts to a submodule in them that is another part's: it is not frozen with them.
+    """
 
     parts: ClassVar[Mapping[str, str]] = {}
+    borrowed: ClassVar[Mapping[str, str]] = {}
 
     def freeze(self, spec: str, updates: int) -> None:
         """Freezes what ``spec`` names (see `select_parameters`): always, or with ``updates`` > 0 for so many updates.
@@ -26,7 +30,7 @@ class Freezing:
         Raises:
             OptionError: an unknown part, or layers that the part does not have.
         """
-        frozen = select_parameters(self, self.parts, spec)
+        frozen = select_parameters(self, self.parts, spec, self.borrowed)
         self.frozen_updates = updates
         self._frozen_at_first: list[nn.Parameter] = []
         if updates > 0:
@@ -56,13 +60,16 @@ class Freezing:
             parameter.grad = None
 
 
-def select_parameters(model: nn.Module, parts: Mapping[str, str], spec: str) -> list[nn.Parameter]:
+def select_parameters(
+    model: nn.Module, parts: Mapping[str, str], spec: str, borrowed: Mapping[str, str] | None = None
+) -> list[nn.Parameter]:
     """The parameters that ``spec`` names, without repetition.
 
     Args:
         parts: names that ``spec`` may hold -> submodules of the model.
         spec: comma-joined parts (``source_encoder``, ``text_decoder``, ...), each whole or narrowed to layers:
             ``text_decoder.layers.0-5``, ``text_encoder.layers.3``. Empty selects nothing.
+        borrowed: submodules whose parameters their part leaves out.
 
     Raises:
         OptionError: an unknown part, or layers that the part does not have.
@@ -77,11 +84,14 @@ def select_parameters(model: nn.Module, parts: Mapping[str, str], spec: str) -> 
             )
         module = model.get_submodule(parts[match["part"]])
         if match["first"] is not None:
-            layers = getattr(module, "layers", None)
+            layers = getattr(module, "layers", getattr(module, "block", None))  # T5's layers are called block
             first, last = int(match["first"]), int(match["last"] or match["first"])
             if layers is None or not first <= last < len(layers):
                 count = "no layers" if layers is None else f"layers 0-{len(layers) - 1}"
                 raise OptionError(f"model.freeze: {item!r} names layers that do not exist; {match['part']} has {count}")
             module = nn.ModuleList(layers[i] for i in range(first, last + 1))
-        selected.update((id(p), p) for p in module.parameters())
+        others = set()
+        if borrowed and match["part"] in borrowed:
+            others = {id(p) for p in model.get_submodule(borrowed[match["part"]]).parameters()}
+        selected.update((id(p), p) for p in module.parameters() if id(p) not in others)
     return list(selected.values())

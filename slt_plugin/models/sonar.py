@@ -126,7 +126,7 @@ class SonarTranslator(Freezing, FairseqEncoderDecoderModel):
             SltError: transformers is not installed.
         """
         dictionary = task.target_dictionary
-        if not task.codec.language_is_prefix:
+        if task.codec.kind != "sonar":
             raise OptionError(
                 "model sonar_translator writes SONAR's vocabulary: set task.codec=sonar and task.codec_path to its "
                 "sentencepiece.source.256000.model (or another SentencePiece model of that form)"

@@ -1,13 +1,16 @@
-"""Own scores beside published ones in one table."""
+"""Systems side by side: scores over seeds, whether they differ from the first one's, size, speed and cost."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from slt_plugin.common.messages import listing
+from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.report.errors import ReportError
-from slt_plugin.report.published import METRICS, NOTES, published_rows
+from slt_plugin.report.published import METRICS, NOTES, PUBLISHED, Published, corpus_name
+from slt_plugin.report.results import Result
+from slt_plugin.report.significance import Significance, common_results, significance
+from slt_plugin.scoring.intervals import SAMPLES, SEED, bootstrap_signature
 
 LABELS = {
     "bleu1": "BLEU-1",
@@ -18,120 +21,206 @@ LABELS = {
     "bleurt": "BLEURT",
     "chrf": "chrF",
     "chrf2": "chrF++",
+    "reduced_bleu": "reduced BLEU (empty dropped)",
+    "reduced_bleu_kept": "reduced BLEU (empty kept)",
+    "wer": "WER",
+    "cer": "CER",
+    "word_accuracy": "word accuracy",
 }
 UNKNOWN_WAY = (
-    "Published numbers: ~ marks a derived or less certain one. How a paper computed its scores (casing, tokenisation, "
-    "which references) is not recorded here"
+    "Published numbers: † marks what is second-hand (its source says how), ~ a derived or less certain one. How a "
+    "paper computed its scores (casing, tokenisation, which references) is not recorded here"
 )
+
+
+class Measured(NamedTuple):
+    """A number over the runs that have it; ``std``: of a sample (n - 1), None for one run."""
+
+    mean: float
+    std: float | None
+    runs: int
 
 
 @dataclass(frozen=True)
 class System:
-    """One of our own: a file that ``slt-score --json`` or ``slt-evaluate`` wrote."""
+    """What the user gave one name: one run, or several seeds of the same thing."""
 
     name: str
-    path: Path
-    scores: dict[str, float]
-    signatures: dict[str, str]
-    sentences: int
-    references: str
-    lowercase: bool
+    results: tuple[Result, ...]
 
 
-def read_system(name: str, path: Path) -> System:
-    """Raises ReportError where the file cannot be read or holds no scores."""
-    wanted = "give a file of slt-score --json, or the metrics.json of slt-evaluate"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"{name}={path} cannot be read ({error.strerror or error}); {wanted}") from error
-    except ValueError as error:
-        raise ReportError(f"{name}={path} is no JSON ({error}); {wanted}") from error
-    try:
-        scores = {str(metric): float(value) for metric, value in content["metrics"].items()}
-        signatures = {metric: str(content["signatures"][metric]) for metric in scores}
-        system = System(
-            name,
-            path,
-            scores,
-            signatures,
-            int(content["sentences"]),
-            str(content["references"]),
-            bool(content["lowercase"]),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ReportError(f"{name}={path} holds no scores (metrics, signatures, ...: {error!r}); {wanted}") from error
-    if not scores:
-        raise ReportError(f"{name}={path} holds no scores; {wanted}")
-    return system
+@dataclass(frozen=True)
+class Comparison:
+    """All that the tables show.
+
+    Attributes:
+        metrics: of the columns, in order.
+        p_values: of systems after the first: metric -> probability of so large a difference by chance.
+        published: rows of other people; () where none were asked for.
+    """
+
+    systems: tuple[System, ...]
+    metrics: tuple[str, ...]
+    p_values: Mapping[str, Mapping[str, float]]
+    published: tuple[Published, ...] = ()
+    notes: tuple[str, ...] = field(default=())
 
 
-def comparison(systems: Sequence[System], corpus: str | None) -> str:
-    """The table, what to know of it, and how our scores were computed.
+FACTS: dict[str, Callable[[Result], object]] = {
+    "parameters": lambda result: result.model.get("parameters"),
+    "trainable": lambda result: result.model.get("trainable"),
+    "checkpoint_mb": lambda result: result.model.get("checkpoint_mb"),
+    "weights_mb": lambda result: result.model.get("weights_mb"),
+    "gflops_per_second_of_signing": lambda result: result.model.get("gflops_per_second_of_signing"),
+    "sentences_per_second": lambda result: result.speed.get("sentences_per_second"),
+    "signing_seconds_per_second": lambda result: result.speed.get("signing_seconds_per_second"),
+    "peak_memory_mb": lambda result: result.speed.get("peak_memory_mb"),
+    "updates": lambda result: result.training.get("updates"),
+    "gpu_hours": lambda result: result.training.get("gpu_hours"),
+    "cpu_hours": lambda result: result.training.get("cpu_hours"),
+}
+
+
+def compare(
+    systems: Sequence[System],
+    *,
+    corpus: str | None = None,
+    metrics: Sequence[str] | None = None,
+    common: bool = False,
+    samples: int = SAMPLES,
+    seed: int = SEED,
+) -> Comparison:
+    """Puts systems side by side.
 
     Args:
         corpus: whose published scores stand below; None: none.
+        metrics: the columns; None: all that somebody has.
+        common: score all of them again, on the sentences that all have.
+        samples: of the bootstrap behind the p-values; 0: no p-values.
 
     Raises:
-        ReportError: nothing is recorded of ``corpus``, or no metric is shared with it.
+        ReportError: nothing is recorded of ``corpus``, a metric that nobody has, or none that is shared with
+            ``corpus``, or sentences that cannot be compared.
+        ScoringError: hypotheses that cannot be read.
     """
-    published = () if corpus is None else published_rows(corpus)
-    ours = {metric for system in systems for metric in system.scores}
+    notes = []
+    if common:
+        groups, count = common_results([system.results for system in systems])
+        systems = [System(system.name, results) for system, results in zip(systems, groups, strict=True)]
+        notes.append(f"All scores are of the {count} sentences that all have.")
+    corpus = None if corpus is None else corpus_name(corpus)
+    published = () if corpus is None else PUBLISHED[corpus]
+    columns = _columns(systems, published, corpus, metrics)
+    found = significance([(system.name, system.results[0]) for system in systems], columns, samples, seed)
+    notes += _cautions(systems) + _significance_notes(systems, found, columns, samples, seed)
+    if corpus is not None:
+        notes += [f"{corpus}: {NOTES[corpus]}.", f"{UNKNOWN_WAY}."]
+    notes += _model_notes(systems) + _signatures(systems, columns)
+    return Comparison(tuple(systems), tuple(columns), found.p_values, published, tuple(notes))
+
+
+def measured(values: Sequence[object]) -> Measured | None:
+    """Mean and deviation of the numbers among ``values``; None where there is none."""
+    known = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if not known:
+        return None
+    return Measured(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+def score_of(system: System, metric: str) -> Measured | None:
+    """Over the system's runs."""
+    return measured([result.scores.get(metric) for result in system.results])
+
+
+def fact_of(system: System, fact: str) -> Measured | None:
+    """``fact``: a key of FACTS."""
+    return measured([FACTS[fact](result) for result in system.results])
+
+
+def _columns(systems: Sequence[System], published: Sequence[Published], corpus: str | None, metrics) -> list[str]:
+    ours = dict.fromkeys(metric for system in systems for result in system.results for metric in result.scores)
     theirs = {metric for row in published for metric in row.scores}
-    if published and not ours & theirs:
+    if metrics:
+        for metric in metrics:
+            if metric not in ours and metric not in theirs:
+                known = [*ours, *sorted(theirs - set(ours))]
+                raise ReportError(
+                    f"--metrics {metric}: no system has it{did_you_mean(metric, known)}; there are {listing(known, 20)}"
+                )
+        ours = {metric: None for metric in ours if metric in metrics}
+    if published and not set(ours) & theirs:
         raise ReportError(
             f"none of {listing(sorted(ours))} was published for {corpus}: score with {', '.join(sorted(theirs))} too"
         )
-    columns = [metric for metric in METRICS if metric in ours | theirs]
-    columns += [metric for system in systems for metric in system.scores if metric not in columns]
-    columns = list(dict.fromkeys(columns))
-    lines = [["system", "training data", *(LABELS.get(metric, metric) for metric in columns), "source"]]
-    for system in systems:
-        cells = [f"{system.scores[metric]:.2f}" if metric in system.scores else "" for metric in columns]
-        lines.append([system.name, "", *cells, f"{system.path} ({system.sentences} sentences)"])
-    for row in published:
-        found = [row.scores.get(metric) for metric in columns]
-        cells = ["" if score is None else f"{'~' * score.approximate}{score.value}" for score in found]
-        lines.append([row.system, row.training, *cells, row.source])
-    notes = _cautions(systems)
-    if corpus is not None:
-        notes += [f"{corpus}: {NOTES[corpus]}.", f"{UNKNOWN_WAY}."]
-    return "\n".join([aligned(lines, numbers=range(2, 2 + len(columns))), *notes, *_signatures(systems)])
+    if metrics:
+        return list(dict.fromkeys(metrics))
+    columns = [metric for metric in METRICS if metric in ours or metric in theirs]
+    return columns + [metric for metric in ours if metric not in columns]
 
 
 def _cautions(systems: Sequence[System]) -> list[str]:
     """Why our own rows may not be comparable with each other or with anything."""
     notes = []
-    lower = [system.name for system in systems if system.lowercase]
+    lower = [s.name for s in systems if any(result.lowercase for result in s.results)]
     if lower:
         notes.append(f"Scored with both sides lower-cased, which raises scores: {listing(lower)}.")
-    round_trip = [system.name for system in systems if "ROUND TRIP" in system.references]
+    round_trip = [s.name for s in systems if any("ROUND TRIP" in result.references for result in s.results)]
     if round_trip:
         notes.append(f"Scored against references out of the vocabulary, not the raw texts: {listing(round_trip)}.")
-    if len({system.sentences for system in systems}) > 1:
-        counts = ", ".join(f"{system.name} {system.sentences}" for system in systems)
-        notes.append(f"Our rows are of different sets of sentences: {counts}.")
+    counts = {s.name: sorted({result.sentences for result in s.results}) for s in systems}
+    if len({count for found in counts.values() for count in found}) > 1:
+        shown = ", ".join(f"{name} {' and '.join(map(str, found))}" for name, found in counts.items())
+        notes.append(f"Our rows are of different sets of sentences: {shown}. With --common those that all have count.")
+    if any(len(system.results) > 1 for system in systems):
+        runs = ", ".join(f"{system.name} {len(system.results)}" for system in systems)
+        notes.append(f"Mean ± standard deviation (n - 1) over runs: {runs}.")
+        for system in systems:
+            seeds = [result.training.get("seed") for result in system.results]
+            twice = sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1})
+            if twice:
+                notes.append(f"{system.name}: seed {listing(twice)} more than once.")
     return notes
 
 
-def _signatures(systems: Sequence[System]) -> list[str]:
+def _significance_notes(
+    systems: Sequence[System], found: Significance, columns: Sequence[str], samples: int, seed: int
+) -> list[str]:
+    notes = [f"No p-values for {name}: {reason}." for name, reason in found.missing.items()]
+    if not found.p_values:
+        return notes
+    runs = ", the first runs" if any(len(system.results) > 1 for system in systems) else ""
+    notes.append(
+        f"* differs from {systems[0].name} with p < 0.025, ** with p < 0.005 (two-sided 5 % and 1 %: sacrebleu's p is "
+        f"one-sided): paired bootstrap over the sentences that both have{runs}, {bootstrap_signature(samples, seed)}."
+    )
+    for name, values in found.p_values.items():
+        each = ", ".join(f"{LABELS.get(m, m)} {values[m]:.3f}" for m in columns if m in values)
+        notes.append(f"p of {name} ({found.sentences[name]} sentences): {each}.")
+    return notes
+
+
+def _model_notes(systems: Sequence[System]) -> list[str]:
+    """What is said of models, each text once with the names it is true of."""
+    said: dict[str, list[str]] = {}
+    for system in systems:
+        for note in dict.fromkeys(note for result in system.results for note in result.model.get("notes") or ()):
+            said.setdefault(str(note), []).append(system.name)
+    return [f"{', '.join(names)}: {note}." for note, names in said.items()]
+
+
+def _signatures(systems: Sequence[System], columns: Sequence[str]) -> list[str]:
     """How each of our metrics was computed; where systems differ, each."""
     lines = []
-    for metric in dict.fromkeys(metric for system in systems for metric in system.scores):
-        of = {system.name: system.signatures[metric] for system in systems if metric in system.scores}
-        if len(set(of.values())) == 1:
-            lines.append(f"{LABELS.get(metric, metric)}: {next(iter(of.values()))}")
-        else:
-            lines += [f"{LABELS.get(metric, metric)} of {name}: {text}" for name, text in of.items()]
-            lines.append(f"{LABELS.get(metric, metric)} was computed in different ways: do not compare it.")
+    for metric in columns:
+        of: dict[str, list[str]] = {}
+        for system in systems:
+            for result in system.results:
+                if metric in result.scores:
+                    of.setdefault(result.signatures[metric], []).append(system.name)
+        label = LABELS.get(metric, metric)
+        if len(of) == 1:
+            lines.append(f"{label}: {next(iter(of))}")
+        elif of:
+            lines += [f"{label} of {', '.join(dict.fromkeys(names))}: {text}" for text, names in of.items()]
+            lines.append(f"{label} was computed in different ways: do not compare it.")
     return lines
-
-
-def aligned(lines: Sequence[Sequence[str]], numbers: range) -> str:
-    """Columns of equal width; those of ``numbers`` are set to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = []
-    for line in lines:
-        cells = zip(line, widths, strict=True)
-        rows.append("  ".join(c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(cells)).rstrip())
-    return "\n".join(rows)

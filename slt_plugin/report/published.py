@@ -1,7 +1,7 @@
 """Published scores of other systems, in percent, to be shown beside one's own.
 
-Every row says where the numbers were found. Those of How2Sign and iSign come from comparison tables of later papers,
-not from the papers of the systems themselves; which later paper was not noted.
+Every row says where the numbers were found, and whether that is second-hand: those of How2Sign and iSign come from
+comparison tables of later papers, not from the papers of the systems themselves; which later paper was not noted.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,6 @@ from slt_plugin.common.messages import did_you_mean
 from slt_plugin.report.errors import ReportError
 
 _LATER = "as quoted in a later paper"
-
 
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "bleurt")  # the columns below, under slt-score's names
 
@@ -23,19 +22,23 @@ class Score(NamedTuple):
 
 
 class Published(NamedTuple):
-    """One row of a comparison; of ``scores`` those are missing that were not reported."""
+    """One row of a comparison; of ``scores`` those are missing that were not reported.
+
+    ``second_hand``: not read in a publication of the system's authors.
+    """
 
     system: str
     training: str
     scores: dict[str, Score]
     source: str
+    second_hand: bool
 
 
-def _row(system: str, training: str, scores: str, source: str) -> Published:
+def _row(system: str, training: str, scores: str, source: str, *, second_hand: bool = True) -> Published:
     """``scores``: one word for each of METRICS, ``~`` before what is approximate, ``-`` for what was not reported."""
     words = zip(METRICS, scores.split(), strict=True)
     known = {name: Score(float(word.lstrip("~")), word.startswith("~")) for name, word in words if word != "-"}
-    return Published(system, training, known, source)
+    return Published(system, training, known, source, second_hand)
 
 
 _TARRES = f"Tarres et al., 2023, arXiv 2304.06371, {_LATER}"
@@ -62,6 +65,7 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         _row("earlier work on poses", "iSign", "- - - 0.55 - -", f"the work on PoseStitch, {_LATER}"),
     ),
 }
+ALIASES = {"dailymoth": "dailymoth70h"}
 NOTES = {
     "how2sign": "test set. No released weights of SSVP-SLT were trained on How2Sign; its BLEU-4 is 15.5 at best: "
     "numbers of 38 to 40 that circulate as its BLEU-4 are near its BLEU-1",
@@ -70,11 +74,12 @@ NOTES = {
 }
 
 
-def published_rows(corpus: str) -> tuple[Published, ...]:
-    """Raises ReportError where nothing is known of ``corpus``."""
-    if corpus not in PUBLISHED:
+def corpus_name(corpus: str) -> str:
+    """The name under which a corpus is recorded. Raises ReportError where nothing is known of it."""
+    name = ALIASES.get(corpus, corpus)
+    if name not in PUBLISHED:
+        known = [*PUBLISHED, *ALIASES]
         raise ReportError(
-            f"--published {corpus}: nothing is recorded of it{did_you_mean(corpus, PUBLISHED)}; give "
-            f"{' or '.join(PUBLISHED)}"
+            f"--published {corpus}: nothing is recorded of it{did_you_mean(corpus, known)}; give {' or '.join(known)}"
         )
-    return PUBLISHED[corpus]
+    return name

@@ -62,7 +62,8 @@ def read_generate_output(path: str | Path) -> GenerateOutput:
     if not output.hypotheses:
         raise ScoringError(
             f"{path}: no D- lines in it, so this is no output of fairseq-generate (or it ran with --quiet). "
-            "Accepted are hypotheses.jsonl (with that suffix), fairseq-generate's output, or --hyp FILE --ref FILE"
+            "Accepted are hypotheses.jsonl (with that suffix), fairseq-generate's output, a table with the columns hyp "
+            "and ref (suffix .tsv, or any file with --columns), and --hyp FILE --ref FILE"
         )
     return output
 

@@ -2,7 +2,8 @@
 
 One JSON object a line, UTF-8: ``id`` (the manifest's), ``ref`` (the manifest's raw text), ``hyp`` (detokenised),
 ``score`` (natural-log probability as the generator ranks it, so length-normalised unless lenpen is 0; null where
-unknown), optional ``text_lang``. Other keys are allowed and not read.
+unknown), optional ``text_lang`` and ``alternatives``: other outputs, best first, as objects with ``text`` and
+``score``. Other keys are allowed and not read.
 """
 
 import json
@@ -27,6 +28,7 @@ class Hypothesis:
     hyp: str
     score: float | None
     text_lang: str | None = None
+    alternatives: tuple[dict, ...] | None = None  # {"text": str, "score": float | None} each
 
 
 def read_text(path: str | Path) -> str:
@@ -67,9 +69,10 @@ def read_hypotheses(path: str | Path) -> list[Hypothesis]:
         if reason:
             problems.append(f"line {number}: {reason}")
         else:
-            hypotheses.append(
-                Hypothesis(record["id"], record["ref"], record["hyp"], record["score"], record.get("text_lang"))
-            )
+            required = (record[key] for key in REQUIRED)
+            others = record.get("alternatives")
+            others = others if others is None else tuple(others)
+            hypotheses.append(Hypothesis(*required, record.get("text_lang"), others))
     problems += _duplicates(hypotheses)
     if problems:
         raise ScoringError(
@@ -91,8 +94,9 @@ def write_hypotheses(path: str | Path, hypotheses: Iterable[Hypothesis]) -> None
     lines = []
     for hypothesis in hypotheses:
         record = asdict(hypothesis)
-        if record["text_lang"] is None:
-            del record["text_lang"]
+        for key in ("text_lang", "alternatives"):
+            if record[key] is None:
+                del record[key]
         lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     write_text_atomically(path, "".join(lines))
 
@@ -114,10 +118,23 @@ def _problem(record: object) -> str | None:
             return f"{key} holds half of a surrogate pair, which is no text: {value!r}"
     if not record["id"]:
         return "id is empty"
-    score = record["score"]
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or not _finite(score)):
-        return f"score must be a finite number or null, got {score!r}"
+    if not _is_score(record["score"]):
+        return f"score must be a finite number or null, got {record['score']!r}"
+    others = record.get("alternatives")
+    if others is not None and not isinstance(others, list | tuple):
+        return f"alternatives must be a list, got {others!r}"
+    for other in others or ():
+        if not (isinstance(other, dict) and isinstance(other.get("text"), str) and _encodable(other["text"])):
+            return f"each of alternatives must be an object with text and score, got {other!r}"
+        if "score" not in other or not _is_score(other["score"]):
+            return f"the score of each of alternatives must be a finite number or null, got {other!r}"
     return None
+
+
+def _is_score(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
 
 
 def _finite(value: float) -> bool:

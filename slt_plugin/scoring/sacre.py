@@ -26,20 +26,15 @@ CHRF_STATISTICS = 18  # hypothesis count, reference count, matches for each of 6
 
 
 @cache
-def _metric(name: str, lowercase: bool = False) -> Metric:
+def build(name: str, *, lowercase: bool = False) -> Metric:
+    """sacrebleu's metric ``name`` (a key of BUILDERS)."""
     return BUILDERS[name](lowercase)
 
 
-def corpus_score(name: str, hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> float:
-    """Corpus score in percent of metric ``name`` (a key of BUILDERS), one reference a hypothesis."""
-    return float(_metric(name, lowercase).corpus_score(list(hypotheses), [list(references)]).score)
-
-
-def signature(name: str, *, lowercase: bool = False) -> str:
+def signature(metric: Metric) -> str:
     """sacrebleu's signature, for example ``nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0``."""
-    metric = _metric(name, lowercase)
-    # sacrebleu knows the number of references, a part of the signature, only after it has scored something
-    metric.corpus_score(["a"], [["a"]])
+    # sacrebleu knows the number of references, a part of the signature, only after it has seen some; there is always 1
+    metric.num_refs = 1
     return str(metric.get_signature())
 
 
@@ -72,7 +67,7 @@ def chrf_from_statistics(sums: Sequence[float]) -> float:
 # The two functions below are the only users of sacrebleu's private methods (it has no public ones for this);
 # tests/test_scoring.py compares them with corpus_score, so a sacrebleu that changes them is noticed.
 def _statistics(name: str, hypothesis: str, reference: str) -> list[int]:
-    return _metric(name)._extract_corpus_statistics([hypothesis], [[reference]])[0]
+    return build(name)._extract_corpus_statistics([hypothesis], [[reference]])[0]
 
 
 def _score_of_sums(name: str, sums: Sequence[float], expected: int) -> float:
@@ -80,4 +75,4 @@ def _score_of_sums(name: str, sums: Sequence[float], expected: int) -> float:
         raise ValueError(f"{name}: got {len(sums)} sums, expected {expected}: add the statistics up element by element")
     if any(value != round(value) for value in sums):
         raise ValueError(f"{name}: sums must be whole numbers (counts), got {list(sums)}: add them up, no averages")
-    return float(_metric(name)._aggregate_and_compute([[round(value) for value in sums]]).score)
+    return float(build(name)._aggregate_and_compute([[round(value) for value in sums]]).score)

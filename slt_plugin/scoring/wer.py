@@ -1,24 +1,31 @@
 """Word and character error rates by jiwer, in percent."""
 
-from collections.abc import Sequence
 from importlib.metadata import version
 
 import jiwer
 
+from slt_plugin.scoring.ratio import Ratio
 
-def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+
+class ErrorRate(Ratio):
     """100 x (substitutions + deletions + insertions) / reference words, over the corpus; can exceed 100.
 
     Words are what stands between spaces, case and punctuation count. References must not be empty.
+
+    Args:
+        unit: ``word``, or ``char``: characters, among them the spaces inside a sentence.
+        accuracy: 100 - the rate, so negative where there are more errors than words.
     """
-    return 100.0 * jiwer.process_words(list(references), list(hypotheses)).wer
 
+    def __init__(self, unit: str, *, accuracy: bool = False, lowercase: bool = False):
+        case = "lc" if lowercase else "mixed"
+        super().__init__(f"{unit} rate", {"case": case, "unit": unit, "version": f"jiwer-{version('jiwer')}"})
+        self._process = {"word": jiwer.process_words, "char": jiwer.process_characters}[unit]
+        self._accuracy = accuracy
 
-def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """As word_error_rate over characters; spaces inside a sentence are characters too."""
-    return 100.0 * jiwer.process_characters(list(references), list(hypotheses)).cer
-
-
-def signature(unit: str, *, lowercase: bool = False) -> str:
-    """A signature in sacrebleu's style; jiwer has none of its own. ``unit`` is ``word`` or ``char``."""
-    return f"nrefs:1|case:{'lc' if lowercase else 'mixed'}|unit:{unit}|version:jiwer-{version('jiwer')}"
+    def statistics(self, hypothesis: str, reference: str) -> tuple[float, float]:
+        """Errors (or units less errors), and units of the reference."""
+        found = self._process([reference], [hypothesis])
+        errors = found.substitutions + found.deletions + found.insertions
+        units = found.hits + found.substitutions + found.deletions
+        return (units - errors if self._accuracy else errors), units

@@ -11,6 +11,7 @@ import slt_plugin.models.schedule
 import slt_plugin.models.sign_clip
 import slt_plugin.models.sign_mae
 import slt_plugin.models.sign_to_text
+import slt_plugin.models.sign_to_text_hf
 import slt_plugin.models.sonar
 import slt_plugin.tasks.sign_pretraining
 import slt_plugin.tasks.sign_to_text  # noqa: F401

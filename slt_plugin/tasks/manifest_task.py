@@ -7,6 +7,7 @@ from typing import Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
@@ -14,6 +15,7 @@ from slt_plugin.data.clips import ClipOptions
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.transforms import VideoAugment
 from slt_plugin.models.errors import OptionError
+from slt_plugin.tasks.trackers import keep_wandb_offline
 
 AUGMENT_VIDEO = ("randaugment_ops", "randaugment_magnitude", "crop", "flip")
 CLIP_OPTIONS = ("clip_frames", "clip_sampling_rate", "clip_target_fps", "clip_size")
@@ -49,6 +51,9 @@ class ManifestTaskConfig(FairseqDataclass):
         metadata={"help": "GPUs: only kernels that give the same numbers every time; one that has none is an error"},
     )
     train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
+    tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
+    wandb_project: Optional[str] = II("common.wandb_project")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
     seed: int = II("common.seed")
@@ -101,13 +106,14 @@ class ManifestTask(FairseqTask):
             )
 
     def _prepare_dry_run(self, combine: bool) -> None:
-        """To be called when a dataset has been loaded.
+        """To be called when a dataset has been loaded: what has to be done between that and the training.
 
         Only fairseq's trainer loads its training data with ``combine``. Before it trains, it iterates over all of the
         validation data in a dry run: that reads nothing, or raw video would be decoded for hours.
         """
         if combine:
             self._let_validation_read_media(False)
+            keep_wandb_offline(self.cfg.wandb_project)
 
     def begin_epoch(self, epoch: int, model) -> None:
         super().begin_epoch(epoch, model)
@@ -121,3 +127,8 @@ class ManifestTask(FairseqTask):
         for dataset in self.datasets.values():
             if not dataset.training:
                 dataset.reads_media = value
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        super().reduce_metrics(logging_outputs, criterion)
+        clips = sum(float(output.get("nsentences", 0)) for output in logging_outputs)
+        metrics.log_speed("clips_per_second", clips, priority=95, round=1)  # behind wps

@@ -1,18 +1,9 @@
-"""Reconstructions of a few validation clips as pictures, beside the scalars that fairseq gives TensorBoard and W&B.
+"""Reconstructions of a few validation clips as pictures, beside the scalars that fairseq gives TensorBoard and W&B."""
 
-fairseq's progress bars take numbers only, and a task does not see them. So this file uses two internals of fairseq
-0.12.3 (``fairseq/logging/progress_bar.py``), whose source ``tests/test_validation_pictures.py`` pins: the registry of
-TensorBoard writers behind ``TensorboardProgressBarWrapper._writer``, which a bar fills when it writes its first number
-and closes at exit, and the module's ``wandb``, whose run a bar has begun. Pictures then lie in the same run as the
-scalars, and no second writer or run is opened.
-"""
-
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from fairseq.distributed import utils as distributed_utils
-from fairseq.logging import progress_bar
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -20,8 +11,7 @@ from slt_plugin.data.pretraining import PretrainingDataset
 from slt_plugin.models.errors import OptionError
 from slt_plugin.models.reconstruction import PICTURE_ROWS, ClipPictures, clip_pictures
 from slt_plugin.modules.reconstruction import evenly_spaced
-
-logger = logging.getLogger(__name__)
+from slt_plugin.tasks.trackers import tensorboard_writer, tracked, wandb_run
 
 STEPS = 8  # columns of a picture
 NAME = "reconstruction"
@@ -37,7 +27,7 @@ def check_picture_options(cfg, model_cfg) -> None:
         raise OptionError(f"task.picture_clips={cfg.picture_clips}: give the number of clips, 0 for none")
     if not cfg.picture_clips:
         return
-    if not (cfg.tensorboard_logdir or cfg.wandb_project):
+    if not tracked(cfg):
         raise OptionError(
             f"task.picture_clips={cfg.picture_clips}: pictures go to TensorBoard or W&B, and neither is on: set "
             "common.tensorboard_logdir or common.wandb_project, or task.picture_clips=0 (slt-report reconstruct writes "
@@ -92,9 +82,9 @@ def clip_grid(clip: ClipPictures) -> Tensor:
 
 def to_tensorboard(logdir: str, subset: str, ids: Sequence[str], clips: Sequence[ClipPictures], step: int) -> None:
     """Adds pictures ``reconstruction/<row id>`` to the TensorBoard run of a subset."""
-    if progress_bar.SummaryWriter is None:  # fairseq has warned
+    writer = tensorboard_writer(logdir, subset)
+    if writer is None:
         return
-    writer = progress_bar.TensorboardProgressBarWrapper(None, logdir)._writer(subset)
     for row_id, clip in zip(ids, clips, strict=True):
         writer.add_image(f"{NAME}/{row_id}", clip_grid(clip), step)
     writer.flush()
@@ -102,8 +92,8 @@ def to_tensorboard(logdir: str, subset: str, ids: Sequence[str], clips: Sequence
 
 def to_wandb(subset: str, ids: Sequence[str], clips: Sequence[ClipPictures], step: int) -> None:
     """Logs pictures as ``<subset>/reconstruction``, captioned, in the run of fairseq's progress bar."""
-    wandb = progress_bar.wandb
-    if wandb is None or wandb.run is None:  # not installed: fairseq has warned
+    wandb, run = wandb_run()
+    if run is None:
         return
     images = [
         wandb.Image(
@@ -112,4 +102,4 @@ def to_wandb(subset: str, ids: Sequence[str], clips: Sequence[ClipPictures], ste
         )
         for row_id, clip in zip(ids, clips, strict=True)
     ]
-    wandb.run.log({f"{subset}/{NAME}": images}, step=step)
+    run.log({f"{subset}/{NAME}": images}, step=step)

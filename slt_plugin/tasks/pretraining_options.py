@@ -1,7 +1,7 @@
 """Options of task ``sign_pretraining``, and what follows from them: which manifests, how often, how many rows."""
 
 from dataclasses import dataclass, field
-from typing import List, Optional  # noqa: UP035  fairseq reads List[int] in a config dataclass
+from typing import List  # noqa: UP035  fairseq reads List[int] in a config dataclass
 
 from omegaconf import II
 
@@ -42,9 +42,6 @@ class SignPretrainingConfig(ManifestTaskConfig):
             "W&B at each validation (common.tensorboard_logdir, wandb_project); they show the signers; 0: none"
         },
     )
-    valid_subset: str = II("dataset.valid_subset")
-    tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
-    wandb_project: Optional[str] = II("common.wandb_project")
     update_freq: List[int] = field(default=II("optimization.update_freq"))  # noqa: UP006
     max_update: int = II("optimization.max_update")
     max_epoch: int = II("optimization.max_epoch")

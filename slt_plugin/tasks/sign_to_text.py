@@ -32,6 +32,7 @@ from slt_plugin.tasks.options import (
     build_source,
     refuse_unused_options,
 )
+from slt_plugin.tasks.samples import Sample, ValidationSamples
 from slt_plugin.tasks.teacher import build_teacher, check_teacher
 from slt_plugin.tasks.validation import log_sample, log_scores, score_counts
 from slt_plugin.text.codec import CodecError, build_codec, empty_codec
@@ -67,9 +68,13 @@ class SignToTextTask(ManifestTask):
         # of a training; what decodes has no use for it
         self.teacher = None if from_checkpoint else build_teacher(cfg)
         self.sequence_generator = None
+        self._samples = ValidationSamples(cfg)
         self.weights_follow = False  # whether the model that is built gets its values from a checkpoint at once
         # of the model, once it is built
         self.ctc_stride: int | None = None
+        self.start_id: int | None = None  # None: EOS, with which fairseq's decoders begin
+        self.decodes_prefix_languages = False
+        self.models_built = False
         self.max_source_steps = cfg.max_source_positions
 
     # state
@@ -184,6 +189,7 @@ class SignToTextTask(ManifestTask):
             eos=self.codec.dictionary.eos(),
             language_ids=self._language_ids(rows, name),
             language_is_prefix=bool(self.codec.languages) and self.codec.language_is_prefix,
+            start=self.start_id,
             training=training,
             decoding=decoding,
             seed=self.cfg.seed,
@@ -218,11 +224,12 @@ class SignToTextTask(ManifestTask):
                     "choose a vocabulary with languages (task.codec_languages=mbart_cc25, task.codec=sonar)"
                 )
             return None
-        if not self.codec.language_is_prefix and not set(self.codec.languages) <= set(MBART_CC25):
+        if not self._knows_languages():
             # mBART-50, NLLB and M2M-100 begin with </s> and take the language for their first target token
             raise OptionError(
                 "the vocabulary's languages are not those of mBART-cc25, the only multilingual model whose targets "
-                "begin with the language token as here: use an mBART-cc25 vocabulary, or one without languages"
+                "begin with the language token as here: use an mBART-cc25 vocabulary, or one without languages, or "
+                "model sign_to_text_hf, which writes them as the pretrained model does"
             )
         ids = []
         for row in rows:
@@ -237,6 +244,12 @@ class SignToTextTask(ManifestTask):
             except CodecError as error:
                 raise DataError(f"{path}: row {row.id}: {error}") from error
         return ids
+
+    def _knows_languages(self) -> bool:
+        """Whether the model puts this vocabulary's languages where its targets were pretrained to have them."""
+        if self.codec.language_is_prefix:
+            return self.codec.kind == "sonar" or self.decodes_prefix_languages
+        return set(self.codec.languages) <= set(MBART_CC25)
 
     def example_language(self) -> str:
         """A language of the vocabulary to show in messages: English."""
@@ -263,6 +276,7 @@ class SignToTextTask(ManifestTask):
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         """Builds the model; weights that training starts from (``text_pretrained``) are not read for a checkpoint."""
+        asked = cfg
         if not self.codec.kind:
             if from_checkpoint:
                 raise OptionError(
@@ -283,6 +297,7 @@ class SignToTextTask(ManifestTask):
             cfg = OmegaConf.merge(cfg, starts)
         self.weights_follow = from_checkpoint
         model = super().build_model(cfg, from_checkpoint)
+        self._take_notes(model, asked)
         self.max_source_steps = min(self.cfg.max_source_positions, model.max_positions()[0])
         self.ctc_stride = model.encoder.stride if getattr(cfg, "ctc", False) else None
         if self.cfg.eval_bleu:
@@ -291,6 +306,19 @@ class SignToTextTask(ManifestTask):
                 [model], Namespace(beam=self.cfg.eval_beam, max_len_a=0, max_len_b=max_len)
             )
         return model
+
+    def _take_notes(self, model, cfg) -> None:
+        """What the model found in its pretrained files: how decoding begins, and what its checkpoints have to hold."""
+        start = getattr(model, "start_id", None)
+        if self.models_built and start != self.start_id:
+            raise OptionError(
+                "the models of an ensemble begin in different ways (start tokens "
+                f"{self.start_id} and {start}): decode them one by one"
+            )
+        self.models_built, self.start_id = True, start
+        self.decodes_prefix_languages = getattr(model, "decodes_prefix_languages", False)
+        if getattr(model.cfg, "hf_config", None):
+            cfg.hf_config = model.cfg.hf_config
 
     def build_criterion(self, cfg, from_checkpoint: bool = False):
         criterion = super().build_criterion(cfg, from_checkpoint)
@@ -323,7 +351,16 @@ class SignToTextTask(ManifestTask):
             for i, sample_id in enumerate(sample["id"].tolist()):
                 if sample_id < self.cfg.eval_samples:  # the manifest's first rows: the same at every validation
                     log_sample(sample["row_ids"][i], hypotheses[i], references[i])
+                    self._samples.add(Sample(sample_id, sample["row_ids"][i], references[i], hypotheses[i]))
         return loss, sample_size, logging_output
+
+    def begin_valid_epoch(self, epoch, model):
+        super().begin_valid_epoch(epoch, model)
+        self._samples.begin()
+
+    def post_validate(self, model, stats, agg):
+        """fairseq's training calls it behind each validation subset."""
+        self._samples.finish_subset(stats["num_updates"])
 
     def reduce_metrics(self, logging_outputs, criterion):
         super().reduce_metrics(logging_outputs, criterion)

@@ -15,6 +15,7 @@ from fairseq.data import Dictionary
 from slt_plugin.common.messages import did_you_mean, listing
 from slt_plugin.text import gpt2_tokenizer, hf_tokenizer, sonar_tokenizer, spm_tokenizer
 from slt_plugin.text.errors import CodecError
+from slt_plugin.text.hub import resolve
 from slt_plugin.text.languages import LIKELY_CODES
 from slt_plugin.text.vocabulary import Tokenizer, fill_dictionary
 
@@ -54,7 +55,7 @@ class TextCodec:
 
     @property
     def language_is_prefix(self) -> bool:
-        """Whether the language token is the first that is written (SONAR), or stands in for the start (mBART-cc25)."""
+        """Whether the language token is the first that is written, or stands in for the start (mBART-cc25)."""
         return self._filled().vocabulary.language_is_prefix
 
     @property
@@ -208,7 +209,7 @@ def build_codec(
 
     Args:
         kind: ``sentencepiece`` or ``sonar`` (path of a ``.model``), ``gpt2_bpe`` (directory with encoder.json,
-            vocab.bpe, dict.txt) or ``hf`` (tokenizer directory).
+            vocab.bpe, dict.txt) or ``hf`` (tokenizer directory, or a model's id on the hub).
         lowercase: lower-case the text before encoding.
         dictionary_path: sentencepiece only: fairseq ``dict.txt`` whose order the model's embeddings have.
         languages: sentencepiece only: mBART's codes in the order of pretraining (``slt_plugin.text.languages``).
@@ -228,11 +229,13 @@ def build_codec(
         files = {spm_tokenizer.MODEL_FILE: _read(path)}
         if dictionary_path is not None:
             files[spm_tokenizer.DICTIONARY_FILE] = _read(Path(dictionary_path))
+    elif kind == "hf":
+        files = _read_hf(resolve(path))
     else:
         if not path.is_dir():
             found = "is a file" if path.exists() else "does not exist"
             raise CodecError(f"{path} {found}: give the directory of the {kind} vocabulary")
-        files = _read_gpt2(path) if kind == "gpt2_bpe" else _read_hf(path)
+        files = _read_gpt2(path)
     codec = TextCodec()
     try:
         codec.load_state_dict(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slt_plugin.text.errors import CodecError
+from slt_plugin.text.languages import MBART_CC25
 from slt_plugin.text.vocabulary import UNKNOWN_MARK, Vocabulary, language_code, printable_symbols
 
 # What AutoTokenizer may read; config.json because the class is named there when tokenizer_config.json does not.
@@ -94,6 +95,8 @@ def _vocabulary(tokenizer) -> Vocabulary:
         silent=frozenset(silent | {bos, pad, eos}),
         holes=frozenset(set(range(size)) - set(token_of)),
         languages=codes,
+        # mBART-50, M2M-100 and NLLB begin with </s> and write the language; mBART-cc25 begins with the language
+        language_is_prefix=bool(codes) and not codes.keys() <= set(MBART_CC25),
     )
 
 

@@ -22,7 +22,7 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
     print("imported", name, flush=True)
 """
-REINSTALL = "in the repository: pip install -c constraints.txt (or your own choice) -e '.[hf,prep,track,bleurt,demo,dev]'"
+REINSTALL = "in the repository: pip install -c constraints.txt (or yours) -e '.[hf,prep,track,bleurt,demo,dev]'"
 README_SECTION = "Which versions, and why ve-fairseq"
 CUDA12 = f"use constraints-cuda12.txt (README, '{README_SECTION}')"
 
