@@ -145,7 +145,12 @@ def test_case_of_the_references(run, caplog):
         ("confidence=-1", "confidence=-1: 0 (none) or more"),
         ("blur_faces=true", "blur_faces=true has no effect with frames=false"),
         ("average=true", "average=true needs several checkpoints"),
-        ("breakdown=[length,signr]", "a manifest has no column signr"),
+        ("breakdown=[length,signr]", "cannot be broken down by signr"),
+        ("generation.sampling_topk=5", "no effect: add generation.sampling=true"),
+        ("metrics=[bleu4,bleurt]", "bleurt needs a local checkpoint"),
+        ("bleurt=/nothing", "bleurt has no effect"),
+        ("train_manifest=/nothing", "train_manifest has no effect"),
+        ("metrics=[reduced_bleu]", "train.tsv does not exist"),
         ("launcher.chain=2", "launcher.chain"),
         ("hydra.run.dir=x", "hydra.run.dir is no option"),
         ("generation={beam:2}", "generation is no option"),
@@ -286,6 +291,41 @@ def test_metrics_hold_what_a_report_needs(run, checkpoint, corpus, tmp_path):
     assert (folder / "report.html").stat().st_size > 10_000
     run("metrics=[bleu4]", "confidence=0", "evidence=0", "report=false")
     assert not (folder / "evidence.json").exists() and results_of(folder)[1]["intervals"] == {}
+
+
+def test_results_of_two_runs_are_never_mixed(run, tmp_path, monkeypatch):
+    """A run that fails after decoding leaves no scores and no report of the run before it."""
+    run("evidence=0", "confidence=0")
+    monkeypatch.setattr("slt_plugin.cli.evaluation.results.score", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("evidence=0", "confidence=0", "generation.max_len_b=2")
+    assert [path.name for path in (tmp_path / "results/test").iterdir()] == ["hypotheses.jsonl"]
+
+
+def test_a_failing_report_leaves_the_scores(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("slt_plugin.report.evidence.explain", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("confidence=0", "metrics=[bleu4]")
+    assert set(results_of(tmp_path / "results/test")[1]["metrics"]) == {"bleu4"}
+
+
+def test_rows_too_short_for_evidence_are_left_out(run, corpus, tmp_path, caplog):
+    rows = read_manifest(corpus / "test.tsv")
+    first = rows[0]
+    short = type(first)(first.id, first.path, first.text, first.start, first.start + 2 / first.fps, 2, first.fps)
+    write_manifest(tmp_path / "test.tsv", [short, *rows[1:]])
+    with caplog.at_level(logging.WARNING):
+        code, _, err = run("evidence=5", "confidence=0", data=tmp_path, media_root=corpus)
+    assert code == 0 and "2 source step(s), too short for evidence" in caplog.text, err
+    found = json.loads((tmp_path / "results/test/evidence.json").read_text())
+    assert len(found["sentences"]) == 4
+
+
+def test_the_breakdown_follows_the_manifest():
+    from slt_plugin.cli.evaluation.results import parts_of
+
+    rows = [Row("a", "a.npy", "x", text_lang="en", signer="1"), Row("b", "b.npy", "y", text_lang="de", signer="1")]
+    assert parts_of(rows, None) == ["length", "text_lang"] and parts_of(rows, ["signer"]) == ["signer"]
 
 
 def test_n_best(run, tmp_path):

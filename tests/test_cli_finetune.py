@@ -42,7 +42,7 @@ def failing(capfd, monkeypatch, tmp_path):
 def test_unknown_experiment_lists_the_others(failing):
     line = failing(config="fingerspeling_pose")
     assert "did you mean 'fingerspelling_pose'?" in line and "how2sign_i3d" in line
-    assert "_base" not in line
+    assert " _base" not in line and " _hf" not in line
 
 
 def test_own_config_folder(failing, tmp_path):

@@ -2,11 +2,14 @@
 
 import json
 import math
+import time
 
 import pytest
 
 from slt_plugin.cli.score import main
 from slt_plugin.data.manifest import Row, write_manifest
+from slt_plugin.scoring.columns import read_columns
+from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.hypotheses import Hypothesis, read_hypotheses, write_hypotheses
 from slt_plugin.scoring.report import DEFAULT_METRICS, score
 from slt_plugin.scoring.settings import Settings
@@ -206,6 +209,17 @@ def test_other_files_are_refused(tmp_path, capsys, manifest):
     assert "--columns" in err
     assert "cannot be read" in refused(capsys, tmp_path / "not_there.txt", "--manifest", manifest)
     assert "cannot be read" in refused(capsys, generate_file(tmp_path), "--manifest", tmp_path / "not_there.tsv")
+
+
+def test_a_large_table_is_read_in_linear_time(tmp_path):
+    rows = 60_000  # counting each id among all takes minutes
+    (tmp_path / "large.tsv").write_text("id\thyp\tref\n" + "".join(f"r{i}\ta\tb\n" for i in range(rows)))
+    started = time.process_time()
+    assert len(read_columns(tmp_path / "large.tsv")) == rows
+    assert time.process_time() - started < 10
+    (tmp_path / "twice.tsv").write_text("id\thyp\tref\nb\ta\tb\na\ta\tb\nb\ta\tb\na\ta\tb\n\ta\tb\n\ta\tb\nc\ta\tb\n")
+    with pytest.raises(ScoringError, match=r"ids that are empty or repeat \(3\): '', 'a', 'b'"):
+        read_columns(tmp_path / "twice.tsv")
 
 
 def test_options_that_would_be_ignored_are_refused(tmp_path, capsys):

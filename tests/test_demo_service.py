@@ -6,13 +6,15 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 
+import numpy as np
 import pytest
 from demo_helpers import write_demo_files
 
 from slt_plugin.cli import demo, demo_html, demo_page, demo_service
-from slt_plugin.cli.demo_service import DemoError, Limits, Result, Service
+from slt_plugin.cli.demo_service import KEEP_SECONDS, DemoError, Limits, Result, Service
 from slt_plugin.cli.translator import Hypothesis, ModelOptions, Request, Translator
 from slt_plugin.report.evidence import WordEvidence
 
@@ -67,6 +69,22 @@ def test_a_termination_is_a_stop_like_any_other(command, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) is before
 
 
+def sweepers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "slt-demo-sweep"]
+
+
+def test_files_are_swept_while_the_page_is_served(command, monkeypatch):
+    seen = []
+    code, _, _ = command("--port", 0, serve=lambda *_: seen.extend(thread.daemon for thread in sweepers()))
+    assert code == 0 and seen == [True] and not sweepers()
+
+
+def test_the_help_tells_how_features_are_limited(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--help"])
+    assert "features, which tell no rate: 50 steps for each" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_port_that_is_taken_is_said(command):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -119,20 +137,34 @@ def test_checkpoints_are_named_by_what_tells_them_apart():
 @pytest.fixture(scope="module")
 def translators(folder):
 
-    return {"video": Translator(ModelOptions(str(folder / "video" / "best.pt"), cpu=True))}
+    names = ("video", "pose", "features")
+    return {name: Translator(ModelOptions(str(folder / name / "best.pt"), cpu=True)) for name in names}
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def service(translators, tmp_path):
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def service(translators, tmp_path, clock):
     (tmp_path / "uploads").mkdir()
     (tmp_path / "files").mkdir()
-    return Service(translators, Limits(MAX_MB, MAX_SECONDS), tmp_path / "uploads", tmp_path / "files")
+    return Service(translators, Limits(MAX_MB, MAX_SECONDS), tmp_path / "uploads", tmp_path / "files", clock)
 
 
-def given(service, source, session="s"):
+def given(service, source, session="s", name="video"):
     path = service.uploads / source.name
     path.write_bytes(source.read_bytes())
-    return service.accept(session, path, "video")
+    return service.accept(session, path, name)
 
 
 @pytest.mark.parametrize(
@@ -191,11 +223,96 @@ def test_a_file_beyond_the_upload_folder_is_neither_taken_nor_touched(service, f
     assert (folder / "clip.mp4").is_file()
 
 
-def test_a_file_that_nobody_came_back_for_is_deleted(service, folder, monkeypatch):
+def uploaded(service) -> list[str]:
+    return sorted(path.name for path in service.folder.rglob("*.mp4"))
+
+
+def test_a_file_that_nobody_used_for_an_hour_is_deleted(service, folder, clock):
     given(service, folder / "clip.mp4", "gone")
-    monkeypatch.setattr(demo_service, "KEEP_SECONDS", -1)
+    clock.now = 1000.0
     given(service, folder / "long.mp4", "here")
-    assert [path.name for path in service.folder.rglob("*.mp4")] == ["long.mp4"]
+    clock.now = KEEP_SECONDS
+    service.sweep()
+    assert uploaded(service) == ["clip.mp4", "long.mp4"]
+    clock.now += 1
+    service.sweep()
+    assert uploaded(service) == ["long.mp4"]
+    with pytest.raises(DemoError, match="or it was deleted"):
+        list(service.translate("gone", "video", Request(), evidence=False))
+    list(service.translate("here", "video", Request(end=1.0), evidence=False))
+    clock.now += KEEP_SECONDS
+    service.sweep()
+    assert uploaded(service) == ["long.mp4"]
+    clock.now += 1
+    service.sweep()
+    assert uploaded(service) == [] and list(service.folder.iterdir()) == []
+
+
+def test_old_files_go_without_another_upload(service, folder, clock):
+    given(service, folder / "clip.mp4")
+    with service.sweeping(0.01):
+        clock.now = KEEP_SECONDS + 1
+        until = time.monotonic() + 10
+        while uploaded(service) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert uploaded(service) == []
+    assert not sweepers()
+
+
+@pytest.mark.parametrize("fps", [1e6, 240.1, 0.5, 0.0, -25.0, float("nan"), float("inf")])
+def test_a_frame_rate_that_makes_any_file_short_is_refused(service, folder, fps):
+    service.limits = Limits(MAX_MB, 0.1)
+    given(service, folder / "pose.npy", name="pose")  # 32 frames
+    with pytest.raises(DemoError, match=re.escape(f"frame rate {fps:g}: frames a second are needed, from 1 to 240")):
+        list(service.translate("s", "pose", Request(fps=fps), evidence=False))
+    with pytest.raises(DemoError, match=r"0\.1 s of signing are more than 0\.1 s"):
+        list(service.translate("s", "pose", Request(fps=240.0), evidence=False))
+
+
+def test_a_file_that_says_such_a_frame_rate_is_refused(service, folder, monkeypatch):
+    from slt_plugin.data import pose_files
+
+    def says(fps: float):
+        monkeypatch.setattr(pose_files, "open_pose", lambda path: type("File", (), {"shape": (9, 5, 3), "fps": fps}))
+
+    says(1e6)
+    with pytest.raises(DemoError, match=r"pose\.npy says 1e\+06 frames a second: at most 240"):
+        given(service, folder / "pose.npy", name="pose")
+    assert list(service.folder.iterdir()) == []
+    says(240.0)
+    assert given(service, folder / "pose.npy", name="pose").fps == 240.0
+
+
+def test_words_of_a_file_of_few_steps_have_no_stretches(service, folder):
+    given(service, folder / "pose.npy", name="pose")
+    for frames, found in ((2, False), (16, True)):
+        asked = Request(fps=25.0, end=frames / 25)
+        last = list(service.translate("s", "pose", asked, evidence=True))[-1]
+        assert last.done == 1 and (last.result.words is not None) is found
+        assert last.result.note == ("" if found else "the file is too short to look for what each word rests on")
+
+
+def test_features_are_limited_by_their_steps(service, translators, tmp_path):
+    service.limits = Limits(MAX_MB, 1.0)
+    channels = translators["features"].task.cfg.feature_channels
+    for steps in (50, 51, 61):  # the model takes 60
+        features = np.random.default_rng(0).normal(size=(steps, channels)).astype(np.float32)
+        np.save(tmp_path / f"{steps}.npy", features)
+    assert given(service, tmp_path / "50.npy", name="features").steps == 50
+    last = list(service.translate("s", "features", Request(beam=1), evidence=False))[-1]
+    assert last.done == 1 and last.result.strip is None
+    medium = given(service, tmp_path / "51.npy", name="features")
+    with pytest.raises(DemoError, match=r"51 steps are more than 50, .* 50 steps count as a second, of which 1 are"):
+        list(service.translate("s", "features", Request(), evidence=False))
+    assert "51 steps" in demo_html.medium(medium)
+    service.limits = Limits(MAX_MB, 2.0)
+    given(service, tmp_path / "61.npy", name="features")
+    with pytest.raises(DemoError, match=r"exceed the limit of 60 source steps.*: drop a part of it"):
+        list(service.translate("s", "features", Request(), evidence=False))
+
+
+def test_pictures_are_encoded_in_one_place():
+    assert not hasattr(demo_service, "base64")
 
 
 def test_text_from_files_and_models_is_escaped():

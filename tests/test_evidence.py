@@ -11,7 +11,7 @@ from slt_plugin.data.clips import ClipOptions, VideoSource
 from slt_plugin.data.manifest import Row
 from slt_plugin.data.pose import PoseOptions
 from slt_plugin.data.sources import FeatureSource, PoseSource
-from slt_plugin.data.step_times import evenly_spaced_times, step_times, steps_within
+from slt_plugin.data.step_times import step_times, steps_within
 from slt_plugin.report.evidence import Check, explain, faithfulness
 from slt_plugin.report.occlusion import Occlusion, Timeline, hide_by_holding, hide_by_mean, token_log_probabilities
 from slt_plugin.report.saliency import hidden_channels, landmark_saliency, saliency_over_time
@@ -193,8 +193,20 @@ def test_step_times_of_overlapping_clips(video_corpus):
     assert hidden[:24].tolist() == [False] * 8 + [True] * 16  # the same moments in both
 
 
-def test_evenly_spaced_times():
-    assert evenly_spaced_times(4.0, 2) == [1.0, 3.0]
+def test_every_stretch_hides_equally_many_steps():
+    """Also of a source with fewer steps than words; otherwise a random stretch that hides nothing looks faithful."""
+    from slt_plugin.report.evidence import _places
+
+    for steps, words in ((4, 20), (7, 3), (60, 3), (201, 30)):
+        timeline = Timeline(torch.arange(steps, dtype=torch.float64) * 0.04, steps * 0.04)
+        hidden = {int(steps_within(timeline.times, *place).sum()) for place in _places(timeline, words)}
+        assert len(hidden) == 1 and 1 <= hidden.pop() <= steps / 2, (steps, words)
+
+
+def test_too_few_steps(sample):
+    sample["net_input"]["src_tokens"] = sample["net_input"]["src_tokens"][:, :3]
+    with pytest.raises(ValueError, match="3 source steps: at least 4"):
+        explain([Reader()], sample, TOKENS, decode, Timeline(torch.arange(3, dtype=torch.float64), 3.0))
 
 
 # landmarks

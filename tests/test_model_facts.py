@@ -3,6 +3,7 @@
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
@@ -11,7 +12,7 @@ from torch import nn
 
 from slt_plugin.checkpoints.keymaps import CheckpointError
 from slt_plugin.data.manifest import Row
-from slt_plugin.report.model_facts import forward_flops, model_facts, training_facts
+from slt_plugin.report.model_facts import _tensor_bytes, forward_flops, model_facts, training_facts
 
 
 class Toy(nn.Module):
@@ -96,6 +97,23 @@ def test_facts_of_one_model(tmp_path):
     assert facts["training"] == expected
     given = model_facts([Toy()], None, [path], toy_sample(), seconds=1e-6)
     assert given["gflops_per_second_of_signing"] == pytest.approx((PROJECTION + ATTENTION + OUTPUT) / 1e3, rel=1e-6)
+
+
+def test_operations_are_said_to_be_of_one_row_without_a_beam(tmp_path):
+    path = save(tmp_path / "a.pt", state())
+    facts = model_facts([Toy()], None, [path], toy_sample(), seconds=1.0)
+    assert "GFLOPs are of one row, its reference written once, without a beam" in facts["notes"]
+
+
+def test_tensors_of_one_memory_count_once_and_others_all():
+    floats = torch.arange(1000.0)
+    parts = {"first": floats[:4], "fifth": floats[4:16], "tied": floats[:4].view(2, 2)}
+    assert _tensor_bytes(parts) == 4 * 16
+    # two storages: the second's address in bytes is the first's plus the offset of its slice in elements
+    buffer = np.zeros(64, dtype=np.uint8)
+    whole, shifted = (torch.from_numpy(buffer[at : at + 32].view(np.float32)) for at in (0, 4))
+    assert shifted.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr() + 4
+    assert _tensor_bytes({"a": whole[4:], "b": shifted[:2]}) == 16 + 8
 
 
 def test_unknown_length_and_unknown_training_are_said(tmp_path):

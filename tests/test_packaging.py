@@ -30,7 +30,7 @@ CLI_HELPERS = {  # files without a command of their own
     "__init__", "adopt_features", "decoding", "errors", "evaluation_checks", "import_sonar", "overrides", "progress",
     "reconstruct", "training", "training_options", "translation_file", "launching", "sweep_report", "training_launch",
     "compare_report", "demo_guard", "demo_html", "demo_page", "demo_service", "html_report", "score_input",
-    "translator", "import_ssvp", "merge_lora",
+    "translator", "import_ssvp", "merge_lora", "output", "scoring_settings",
 }  # fmt: skip
 COMMAND_FILES = sorted(p for p in (ROOT / "slt_plugin/cli").glob("*.py") if p.stem not in CLI_HELPERS)
 

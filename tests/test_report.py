@@ -87,7 +87,14 @@ def test_neighbours_refuse(tmp_path, capsys, change, words, expected):
 
 
 def test_wrong_usage(capsys):
-    for words in ([], ["compare"], ["compare", "scores.json"], ["neighbours", "--query", "a.tsv"]):
+    for words in (
+        [],
+        ["compare"],
+        ["compare", "a/test,b/test"],
+        ["compare", "=a/test"],
+        ["compare", "a="],
+        ["neighbours", "--query", "a.tsv"],
+    ):
         with pytest.raises(SystemExit) as error:
             report.main(words)
         assert error.value.code == 2

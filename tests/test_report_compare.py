@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import os
 import statistics
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 from result_helpers import METRICS, results_folder
 
 from slt_plugin.cli import report, score
+from slt_plugin.cli.output import READER_GONE
 from slt_plugin.report.published import PUBLISHED
 from slt_plugin.scoring.intervals import paired
 from slt_plugin.scoring.report import score as score_texts
@@ -196,7 +200,85 @@ def test_scores_that_cannot_be_repeated_get_no_p_value(tmp_path, capsys):
     assert "p of b (40 sentences): BLEU-4 " in out and "BLEURT 0" not in out
     assert [found["bleurt_p"] for found in records(capsys, f"a={tmp_path}/a", f"b={tmp_path}/b")] == ["", ""]
     status, _, err = compare(capsys, f"a={tmp_path}/a", "--common", "--metrics", "bleurt")
-    assert status == 1 and "--metrics bleurt: no system has it" in err
+    assert status == 1 and "--metrics bleurt was left out under --common (needs a list or model that is not at" in err
+
+
+def test_what_common_leaves_out_is_said(tmp_path, capsys):
+    """With the reason, whether something is left or nothing."""
+    for name in "ab":
+        folder = results_folder(tmp_path / name, texts(5))
+        content = json.loads((folder / "metrics.json").read_text())
+        content["metrics"]["bleurt"], content["signatures"]["bleurt"] = 50.0, "some checkpoint"
+        if name == "b":
+            content["signatures"]["wer"] += "|truecased:sacremoses-1"
+        (folder / "metrics.json").write_text(json.dumps(content))
+    status, out, _ = compare(capsys, f"a={tmp_path}/a", f"b={tmp_path}/b", "--common")
+    reason = "needs a list or model that is not at hand"
+    assert status == 0 and "BLEURT" not in out.splitlines()[1]
+    assert f"Left out under --common: BLEURT ({reason}), WER ({tmp_path}/b: truecased with texts that are" in out
+    status, out, _ = compare(capsys, f"a={tmp_path}/a", f"b={tmp_path}/b", "--common", "--metrics", "bleu4")
+    assert status == 0 and "Left out" not in out  # nobody asked for them
+
+    content["signatures"] = dict.fromkeys(content["signatures"], "odd")
+    (tmp_path / "b" / "metrics.json").write_text(json.dumps(content))
+    status, _, err = compare(capsys, f"a={tmp_path}/a", f"b={tmp_path}/b", "--common")
+    assert status == 1 and "no metric that can be computed again without further files; there is bleu4 (computed" in err
+    assert "bleurt (needs a list or model that is not at hand)" in err
+
+
+def test_numbers_that_a_seed_lacks_are_said(tmp_path, capsys):
+    runs = [results_folder(tmp_path / str(i), texts(5 + i), model=MODEL) for i in range(3)]
+    content = json.loads((runs[1] / "metrics.json").read_text())
+    del content["metrics"]["chrf"], content["model"]["parameters"]
+    (runs[1] / "metrics.json").write_text(json.dumps(content))
+    status, out, _ = compare(capsys, "a=" + ",".join(map(str, runs)))
+    assert status == 0 and "a: not all of its 3 runs have every number: chrF of 2, parameters of 2." in out
+    assert "every number" not in compare(capsys, f"a={runs[0]},{runs[2]}")[1]
+
+
+def test_runs_without_a_name_are_called_by_their_folder(tmp_path, capsys, monkeypatch):
+    for name in ("old", "new"):
+        results_folder(tmp_path / name / "test", texts(5))
+    file = write_scores(tmp_path, "scored", GOOD)
+    capsys.readouterr()
+    runs = [tmp_path / "old/test", tmp_path / "new/test/metrics.json", file]
+    assert [found["system"] for found in records(capsys, *runs)] == ["old", "new", "scored"]
+    monkeypatch.chdir(tmp_path / "old" / "test")
+    assert [found["system"] for found in records(capsys, ".")] == ["old"]
+    status, _, err = compare(capsys, tmp_path / "old/test", ".")
+    assert status == 1 and "old is given twice: give each system a name of its own" in err
+
+
+def test_scores_beside_another_run_s_sentences_are_refused(tmp_path, capsys):
+    folder = results_folder(tmp_path / "a", texts(5))
+    with (folder / "hypotheses.jsonl").open("a") as file:
+        file.write('{"id": "s99", "ref": "a", "hyp": "a", "score": null}\n')
+    for run in (folder, folder / "metrics.json"):
+        status, out, err = compare(capsys, f"a={run}", "--samples", "0")
+        assert (status, out) == (1, "")
+        assert f"{folder}: metrics.json is of 40 sentences, and hypotheses.jsonl has 41: they are of two runs" in err
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):
+    """As with ``| head``; the pipe is closed beforehand, so that no race decides."""
+    folder = results_folder(tmp_path / "a", texts(5))
+    for words in (["compare", f"a={folder}"], ["html", str(folder)]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "wb") as pipe:
+            command = [sys.executable, "-m", "slt_plugin.cli.report", *words]
+            done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (READER_GONE, "")
+
+
+def test_no_source_is_claimed_that_the_facts_do_not_give():
+    """Of iSign and DailyMoth-70h the facts give numbers alone, and that a third party ran the latter."""
+    for corpus in ("isign", "dailymoth70h"):
+        for known in PUBLISHED[corpus]:
+            assert known.source.endswith("source not noted") and known.second_hand and "paper" not in known.source
+            assert known.training == "not noted"
+    assert PUBLISHED["dailymoth70h"][0].source.startswith("a run by a third party")
+    assert all("later paper" in known.source for known in PUBLISHED["how2sign"])
 
 
 def test_other_references_are_not_compared(tmp_path, capsys):
@@ -233,7 +315,7 @@ def test_what_is_not_comparable_is_said(tmp_path, capsys):
         (["a={good}", "a={good}"], "a is given twice: give each system a name of its own, and seeds"),
         (["a={folder}/none"], "a={folder}/none cannot be read"),
         (["a={folder}/ref.txt"], "ref.txt is no JSON"),
-        (["a={folder}/list.json"], "list.json holds no scores"),
+        (["a={folder}/list.json"], "a={folder}/list.json holds a JSON list, not an object; give a results folder"),
         (["a={folder}/empty.json"], "empty.json holds no scores; give a results folder of slt-evaluate"),
         (
             ["a={folder}"],

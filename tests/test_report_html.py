@@ -144,6 +144,31 @@ def test_lowercase_scores_compare_lowercased_words(tmp_path):
     assert lower.records[0]["ref"] == "The Weather"  # shown as written
 
 
+def test_truecased_scores_compare_the_words_as_scored(tmp_path):
+    """Else every capital that truecasing mended is an error below a score that does not count it as one."""
+    pairs = [("The Weather in Rome", "the weather in rome"), ("a book", "the book")]
+    scored = {"row-0000": "The Weather in Rome", "row-0001": "The book"}
+    how = {"bleu4": "tok:13a|truecased:sacremoses-1"}
+    folder = write_results(tmp_path / "a", pairs, evidence=False, truecased=scored, signatures=how)
+    known = sentences(read_results(folder))
+    assert known.errors == {"substituted": 1, "left out": 0, "added": 0} and known.confusions["a", "The"] == 1
+    assert [record["hyp"] for record in known.records] == list(scored.values())
+    assert known.records[0]["wer"] == 0 and known.records[0]["chrf"] == 100 and known.records[0]["diff"] is None
+    text = report(folder).text
+    assert "given capitals before scoring (truecase=true). Sentences, word differences and errors below are" in text
+
+    # of a version that did not write them
+    old = write_results(tmp_path / "b", pairs, evidence=False, signatures=how)
+    assert sentences(read_results(old)).errors["substituted"] == 4
+    assert "hypotheses as generated, and may look worse than these scores" in report(old).text
+    assert "capitals" not in report(write_results(tmp_path / "c", pairs, evidence=False)).text
+
+    del scored["row-0001"]
+    short = write_results(tmp_path / "d", pairs, evidence=False, truecased=scored)
+    with pytest.raises(ReportError, match=re.escape('"truecased" has no text of 1 sentences (row-0001)')):
+        read_results(short)
+
+
 def test_word_errors_are_counted_one_by_one(tmp_path):
     known = sentences(read_results(write_results(tmp_path, PAIRS[:3] + PAIRS[5:], evidence=False)))
     # tomorrow -> today, again added; reads left out; three words left out
@@ -172,11 +197,15 @@ def test_markup_escapes_everything_but_markup():
     ("break_it", "message"),
     [
         (lambda f: (f / "metrics.json").unlink(), "has no metrics.json: give a folder that slt-evaluate wrote"),
-        (lambda f: (f / "metrics.json").write_text("{"), "metrics.json cannot be read"),
+        (lambda f: (f / "metrics.json").write_text("{"), "metrics.json is no JSON"),
         (lambda f: (f / "metrics.json").write_text("[1]"), "holds a JSON list"),
         (lambda f: (f / "metrics.json").write_text('{"metrics": {"bleu4": "x"}}'), 'no scores under "metrics"'),
         (lambda f: (f / "evidence.json").write_text('{"sentences": [{"id": "a"}]}'), "sentence 0 lacks words, seconds"),
-        (lambda f: (f / "hypotheses.jsonl").write_text("{}\n"), "missing id"),
+        (lambda f: (f / "hypotheses.jsonl").write_text("{}\n" * len(PAIRS)), "missing id"),
+        (
+            lambda f: (f / "hypotheses.jsonl").write_text("{}\n"),
+            "metrics.json is of 6 sentences, and hypotheses.jsonl has 1: they are of two runs; run slt-evaluate again",
+        ),
     ],
 )
 def test_damaged_folders_are_refused_with_the_file_named(tmp_path, break_it, message):
@@ -189,7 +218,7 @@ def test_damaged_folders_are_refused_with_the_file_named(tmp_path, break_it, mes
 
 def test_the_parent_folder_is_told_where_the_results_lie(tmp_path):
     folder = write_results(tmp_path)
-    with pytest.raises(ReportError, match=re.escape(f"perhaps you mean {folder}")):
+    with pytest.raises(ReportError, match=re.escape(f"; there is {folder}: choose one")):
         write_report(folder.parent)
 
 

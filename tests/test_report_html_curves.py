@@ -1,6 +1,7 @@
 """Curves out of fairseq's logs, and plots that follow the page's theme."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -56,10 +57,40 @@ def test_epochs_are_taken_where_nothing_was_logged_within_them(tmp_path):
     assert curves_of(tmp_path, "\n".join(lines)).train["loss"] == Curve((100,), (3.5,))
 
 
-def test_of_a_restarted_training_the_last_run_counts_and_order_is_by_updates(tmp_path):
+def test_of_a_restarted_training_the_last_run_counts(tmp_path):
     again = LOG.replace("bleu 10.5", "bleu 11.5").splitlines()[2]
     found = curves_of(tmp_path, LOG + again + "\n")
-    assert found.valid["valid"]["bleu"] == Curve((100, 200), (11.5, 20.5))
+    assert found.valid["valid"]["bleu"] == Curve((100,), (11.5,))
+    assert found.valid["valid"]["chrf"] == Curve((100,), (30.0,))
+    assert found.train["loss"] == Curve((50, 100), (4.5, 2.5))  # of another split, which did not go back
+
+
+def test_two_trainings_in_one_log_are_not_mixed(tmp_path):
+    """The second is shorter, logs elsewhere, and does not score chrF: nothing of the first shows between its points."""
+    second = (
+        json_line("train_inner", loss="9", num_updates="30")
+        + json_line("train_inner", loss="8", num_updates="60")
+        + json_line("valid", valid_loss="7", valid_bleu="1.5", valid_num_updates="60")
+    )
+    found = curves_of(tmp_path, LOG + second)
+    assert found.train["loss"] == Curve((30, 60), (9.0, 8.0))
+    assert "ppl" not in found.train
+    assert found.valid["valid"] == {"loss": Curve((60,), (7.0,)), "bleu": Curve((60,), (1.5,))}
+
+
+def test_a_resumed_training_keeps_what_came_before_its_checkpoint(tmp_path):
+    found = curves_of(tmp_path, LOG + json_line("train_inner", loss="2.25", num_updates="75"))
+    assert found.train["loss"] == Curve((50, 75), (4.5, 2.25))
+
+
+def test_logs_are_read_in_the_order_in_which_they_were_written(tmp_path):
+    """By time and not by name: the later training counts."""
+    (tmp_path / "a.log").write_text(json_line("train_inner", loss="1", num_updates="10"))
+    (tmp_path / "b.log").write_text("".join(json_line("train_inner", loss="2", num_updates=n) for n in ("5", "15")))
+    for late, expected in (("a", Curve((5, 10), (2.0, 1.0))), ("b", Curve((5, 15), (2.0, 2.0)))):
+        for name in "ab":
+            os.utime(tmp_path / f"{name}.log", (1000 + (name == late),) * 2)
+        assert read_curves(tmp_path).train["loss"] == expected
 
 
 def test_broken_lines_and_infinite_values_are_passed_over(tmp_path):

@@ -3,9 +3,11 @@
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import jiwer
 import pytest
@@ -347,3 +349,11 @@ def test_listing_is_short():
 def test_scoring_needs_no_torch():
     code = "import sys, slt_plugin.scoring.report; sys.exit('torch' in sys.modules or 'fairseq' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_files_that_use_private_methods_of_sacrebleu_are_named():
+    private = r"\b_(extract_corpus_statistics|aggregate_and_compute|compute_score_from_stats|bootstrap_resample)\b"
+    folder = Path(sacre.__file__).parent
+    users = {path.name for path in folder.glob("*.py") if re.search(private, path.read_text(encoding="utf-8"))}
+    (said,) = re.findall(r"# Statistics of sentences are behind.*?noticed\.", Path(sacre.__file__).read_text(), re.S)
+    assert set(re.findall(r"(?<!_)\b[a-z]+\.py", said)) | {"sacre.py"} == users

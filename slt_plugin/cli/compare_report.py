@@ -6,8 +6,9 @@ from pathlib import Path
 from slt_plugin.report.published import ALIASES, PUBLISHED
 
 DESCRIPTION = """\
-RUN is what slt-evaluate wrote for a subset (RESULTS/<subset>), its metrics.json, or a file of slt-score --json. Several
-RUNs of a name are seeds of the same thing: mean and standard deviation are shown. Where the sentences lie beside the
+RUN is what slt-evaluate wrote for a subset (RESULTS/<subset>), its metrics.json, or a file of slt-score --json. Without
+NAME= it is called by the folder above the subset's (RESULTS), or by the file's name. Several RUNs of a name are seeds
+of the same thing: mean and standard deviation are shown. Where the sentences lie beside the
 scores, the other systems are compared with the first by a paired bootstrap."""
 EXAMPLE = """\
 example:
@@ -26,7 +27,7 @@ def add_compare(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "systems", nargs="+", type=_named_runs, metavar="NAME=RUN[,RUN...]", help="a name, and its run or runs"
+        "systems", nargs="+", type=_named_runs, metavar="[NAME=]RUN[,RUN...]", help="a name, and its run or runs"
     )
     known = ", ".join([*PUBLISHED, *ALIASES])
     parser.add_argument("--published", metavar="CORPUS", help=f"also the published scores of this corpus: {known}")
@@ -94,9 +95,25 @@ def _write(path: Path, text: str) -> None:
 
 def _named_runs(word: str) -> tuple[str, list[Path]]:
     name, equals, paths = word.partition("=")
-    if not (name and equals and all(paths.split(","))):
-        raise argparse.ArgumentTypeError(f"{word!r}: write NAME=RUN or NAME=RUN,RUN, e.g. zero-shot=results/zero/test")
+    if not equals and word and "," not in word:
+        name, paths = _name_of(Path(word)), word
+    if not (name and all(paths.split(","))):
+        raise argparse.ArgumentTypeError(
+            f"{word!r}: write RUN, NAME=RUN or NAME=RUN,RUN, e.g. zero-shot=results/zero/test"
+        )
     return name, [Path(path) for path in paths.split(",")]
+
+
+def _name_of(run: Path) -> str:
+    """What a RUN without a name is called: RESULTS of RESULTS/<subset>, or the file's own name."""
+    from slt_plugin.report.result_files import METRICS_FILE
+
+    run = run.resolve()
+    if run.name == METRICS_FILE:
+        run = run.parent
+    elif run.is_file() or run.suffix == ".json":
+        return run.stem
+    return run.parent.name
 
 
 def _words(text: str) -> list[str]:

@@ -24,7 +24,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from slt_plugin.cli.demo_page import Address, import_gradio, serve
-from slt_plugin.cli.demo_service import DemoError, Limits, Service
+from slt_plugin.cli.demo_service import STEPS_PER_SECOND, DemoError, Limits, Service
 from slt_plugin.cli.errors import EXPECTED_ERRORS, one_line
 from slt_plugin.cli.translator import ModelOptions, Translator
 
@@ -83,12 +83,13 @@ def _run(args: argparse.Namespace) -> None:
                 file=sys.stderr,
             )
         where = f"[{host}]" if ":" in host else host
-        serve(
-            service,
-            folder / "gradio",
-            Address(bound, LOCAL_NAMES if local else ()),
-            lambda: print(f"slt-demo: http://{where}:{port}/ (Ctrl-C stops it)", flush=True),
-        )
+        with service.sweeping():
+            serve(
+                service,
+                folder / "gradio",
+                Address(bound, LOCAL_NAMES if local else ()),
+                lambda: print(f"slt-demo: http://{where}:{port}/ (Ctrl-C stops it)", flush=True),
+            )
 
 
 def _load(checkpoint: str, args: argparse.Namespace) -> Translator:
@@ -175,8 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=_port, default=7860, help="default: %(default)s; 0: any that is free")
     parser.add_argument("--max-upload-mb", type=_positive, default=200.0, metavar="MB", help="default: %(default)g")
     parser.add_argument(
-        "--max-seconds", type=_positive, default=60.0, metavar="S", help="signing at once (default: %(default)g)"
-    )
+        "--max-seconds", type=_positive, default=60.0, metavar="S",
+        help=f"signing at once (default: %(default)g); features, which tell no rate: {STEPS_PER_SECOND} steps for each",
+    )  # fmt: skip
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--fp16", action="store_true")

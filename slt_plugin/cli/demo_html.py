@@ -68,6 +68,8 @@ def medium(found: Medium) -> str:
         facts.append(f"{found.seconds:.2f} s")
     elif found.frames is not None:
         facts.append(f"{found.frames} frames of unknown rate")
+    elif found.steps is not None:
+        facts.append(f"{found.steps} steps")
     if found.size is not None:
         facts.append(f"{found.size[0]} × {found.size[1]} pixels")
     if found.fps is not None:

@@ -117,7 +117,8 @@ def build(gr, service: Service):
         gr.Markdown(
             "# Sign language translation\n"
             f"Everything stays on this machine. At most {limits.megabytes:g} MB a file, and {limits.seconds:g} s of "
-            "signing at once; a file is deleted when another takes its place or the page is closed."
+            "signing at once; a file is deleted when another takes its place or the page is closed, or after "
+            f"{KEEP_SECONDS // 60} minutes without use."
         )
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):

@@ -1,14 +1,14 @@
 """What ``slt-demo`` does with a file that a visitor drops on its page; the page itself is `demo_page`."""
 
-import base64
-import io
 import logging
 import math
 import re
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEEP_SECONDS = 3600  # a file whose visitor left without a word: a program, a browser that crashed
+KEEP_SECONDS = 3600  # since its last use, a file whose visitor left without a word: a program, a browser that crashed
+SWEEP_SECONDS = 60  # between two looks for such files
 MAX_BEAM = 20
+# Frames a second, of what a file or its visitor says: with any number, a file would be as short as one likes.
+MIN_FPS, MAX_FPS = 1, 240
+STEPS_PER_SECOND = 50  # of features, at most: their files tell no rate
 FRAME_SIDE = 480  # pixels of the frame that the box is drawn on, at most
 PICTURES = 16  # of the strip
 EVIDENCE_VALUES = 50_000_000  # of a batch of copies of the file with parts hidden: 0.2 GB
@@ -36,7 +40,10 @@ class DemoError(SltError):
 
 @dataclass(frozen=True)
 class Limits:
-    """megabytes (1e6 bytes) of an uploaded file; seconds of signing that are translated at once."""
+    """megabytes (1e6 bytes) of an uploaded file; seconds of signing that are translated at once.
+
+    Features do not tell how long they are: they may have STEPS_PER_SECOND times ``seconds`` steps.
+    """
 
     megabytes: float
     seconds: float
@@ -45,15 +52,23 @@ class Limits:
     def upload_bytes(self) -> int:
         return int(self.megabytes * 1e6)
 
+    @property
+    def steps(self) -> int:
+        return int(self.seconds * STEPS_PER_SECOND)
+
 
 @dataclass(frozen=True)
 class Medium:
-    """An uploaded file. seconds and fps are None where it does not say; size (width, height) for video alone."""
+    """An uploaded file. seconds and fps are None where it does not say; size (width, height) for video alone.
+
+    frames: of video and poses; steps: of features.
+    """
 
     path: Path
     frames: int | None = None
     fps: float | None = None
     size: tuple[int, int] | None = None
+    steps: int | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -94,14 +109,25 @@ class Service:
     Args:
         translators: by the name that the page shows.
         uploads: where files arrive; none is taken from elsewhere.
-        folder: where the files lie, until they are replaced, the visitor leaves or the server stops.
+        folder: where the files lie, until they are replaced, the visitor leaves, `sweep` finds them unused or the
+            server stops.
+        clock: seconds.
     """
 
-    def __init__(self, translators: Mapping[str, Translator], limits: Limits, uploads: Path, folder: Path):
+    def __init__(
+        self,
+        translators: Mapping[str, Translator],
+        limits: Limits,
+        uploads: Path,
+        folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.translators, self.limits = dict(translators), limits
         self.uploads, self.folder = uploads.resolve(), folder
+        self._clock = clock
+        self._lock = threading.Lock()  # of the two below: the sweeper has a thread of its own, Gradio has many
         self._media: dict[str, Medium] = {}  # by session
-        self._since: dict[str, float] = {}
+        self._used: dict[str, float] = {}  # when, by session
 
     def translator(self, name: object) -> Translator:
         if not isinstance(name, str) or name not in self.translators:
@@ -116,8 +142,6 @@ class Service:
             SltError: unreadable.
         """
         self.forget(session)
-        for other in [other for other, since in self._since.items() if time.monotonic() - since > KEEP_SECONDS]:
-            self.forget(other)
         if not uploaded.resolve().is_relative_to(self.uploads) or not uploaded.is_file():
             raise DemoError("the upload is not there any more: drop the file again")
         own = self.folder / secrets.token_hex(8)
@@ -137,15 +161,46 @@ class Service:
         except BaseException:
             shutil.rmtree(own, ignore_errors=True)
             raise
-        self._media[session], self._since[session] = medium, time.monotonic()
+        with self._lock:
+            twice = self._media.pop(session, None)  # another upload of the same page was quicker
+            self._media[session], self._used[session] = medium, self._clock()
+        _delete(twice)
         return medium
 
     def forget(self, session: str) -> None:
         """Deletes the visitor's file."""
-        medium = self._media.pop(session, None)
-        self._since.pop(session, None)
-        if medium is not None:
-            shutil.rmtree(medium.path.parent, ignore_errors=True)
+        with self._lock:
+            medium = self._media.pop(session, None)
+            self._used.pop(session, None)
+        _delete(medium)
+
+    def sweep(self) -> None:
+        """Deletes the files that nobody has used for KEEP_SECONDS."""
+        with self._lock:
+            now = self._clock()
+            old = [session for session, used in self._used.items() if now - used > KEEP_SECONDS]
+            media = [self._media.pop(session) for session in old]
+            for session in old:
+                del self._used[session]
+        for medium in media:
+            _delete(medium)
+
+    @contextmanager
+    def sweeping(self, period: float = SWEEP_SECONDS) -> Iterator[None]:
+        """Sweeps every ``period`` seconds, from a thread of its own that ends with the block."""
+        stop = threading.Event()
+
+        def run() -> None:
+            while not stop.wait(period):
+                self.sweep()
+
+        thread = threading.Thread(target=run, name="slt-demo-sweep", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def translate(self, session: str, name: object, request: Request, *, evidence: bool) -> Iterator[Update]:
         """The steps of a translation, the last one with the whole result.
@@ -156,14 +211,20 @@ class Service:
         Raises:
             DemoError: see the message.
         """
-        translator, medium = self.translator(name), self._media.get(session)
+        translator = self.translator(name)
+        with self._lock:
+            medium = self._media.get(session)
+            if medium is not None:
+                self._used[session] = self._clock()
         if medium is None:
-            raise DemoError("there is no file yet: drop one on the page")
+            raise DemoError("there is no file yet, or it was deleted: drop one on the page")
         try:
             request = self._checked(translator, medium, request)
             yield from self._translate(translator, medium, request, evidence)
         except TooLongError as error:
-            raise DemoError(f"{shown(error, medium.path)}: choose a part of it with start and end") from error
+            # seconds mean nothing in features
+            part = "drop a part of it" if medium.steps is not None else "choose a part of it with start and end"
+            raise DemoError(f"{shown(error, medium.path)}: {part}") from error
         except SltError as error:
             raise DemoError(shown(error, medium.path)) from error
 
@@ -175,8 +236,14 @@ class Service:
         for label, value in (("start", request.start), ("end", request.end)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise DemoError(f"{label} {value:g}: a time in seconds is needed")
-        if request.fps is not None and not (math.isfinite(request.fps) and request.fps > 0):
-            raise DemoError(f"frame rate {request.fps:g}: frames a second are needed, above 0")
+        if request.fps is not None and not MIN_FPS <= request.fps <= MAX_FPS:
+            raise DemoError(f"frame rate {request.fps:g}: frames a second are needed, from {MIN_FPS} to {MAX_FPS}")
+        if medium.steps is not None and medium.steps > self.limits.steps:
+            raise DemoError(
+                f"{medium.steps} steps are more than {self.limits.steps}, the limit of this page: features do not tell "
+                f"their rate, so {STEPS_PER_SECOND} steps count as a second, of which {self.limits.seconds:g} are "
+                "allowed; drop a part of it"
+            )
         if translator.kind == "pose" and medium.fps is None:
             if request.fps is None:
                 raise DemoError(f"{medium.path.name} does not say its frame rate: fill it in")
@@ -211,6 +278,7 @@ class Service:
             frame = _middle_frame(medium.path, request)
             result = replace(result, frame=frame, box=box, box_source=_how_found(prepared, request))
         yield Update(0.5, "Drawing the strip", result)
+        from slt_plugin.report.evidence import FEWEST_STEPS
         from slt_plugin.report.strip import strip
 
         kind = translator.kind
@@ -222,7 +290,9 @@ class Service:
             seconds=None if timeline is None else timeline.seconds,
             note="features have no pictures, so there is no strip" if kind == "features" else "",
         )
-        if evidence and timeline is not None:
+        if evidence and timeline is not None and len(timeline.times.unique()) < FEWEST_STEPS:
+            result = replace(result, note="the file is too short to look for what each word rests on")
+        elif evidence and timeline is not None:
             yield Update(0.6, "Looking for what each word rests on", result)
             result = replace(result, words=_words(translator, sample, result.hypotheses[0], timeline))
         elif evidence:
@@ -231,15 +301,24 @@ class Service:
 
 
 def _inspect(path: Path, kind: str) -> Medium:
-    from slt_plugin.data import pose_files, video
+    from slt_plugin.data import features, pose_files, video
 
+    if kind == "features":
+        return Medium(path, steps=features.feature_steps(features.choose_copy(path, None)))
     if kind == "video":
         info = video.probe(path)
-        return Medium(path, info.num_frames, info.fps, (info.width, info.height))
-    if kind == "pose":
+        medium = Medium(path, info.num_frames, info.fps, (info.width, info.height))
+    else:
         file = pose_files.open_pose(path)
-        return Medium(path, file.shape[0], file.fps)
-    return Medium(path)
+        medium = Medium(path, file.shape[0], file.fps)
+    if medium.fps is not None and medium.fps > MAX_FPS:
+        raise DemoError(f"{path.name} says {medium.fps:g} frames a second: at most {MAX_FPS} are taken")
+    return medium
+
+
+def _delete(medium: Medium | None) -> None:
+    if medium is not None:
+        shutil.rmtree(medium.path.parent, ignore_errors=True)
 
 
 def shown(error: BaseException, path: Path) -> str:
@@ -266,14 +345,13 @@ def _middle_frame(path: Path, request: Request) -> str:
     from PIL import Image
 
     from slt_plugin.data import video
+    from slt_plugin.report.strip import data_url
 
     count = video.probe(path, request.start, request.end, fps=request.fps).num_frames
     clip = video.decode_clip(path, request.start, request.end, [count // 2], fps=request.fps)
     picture = Image.fromarray(clip.frames[0].numpy())
     picture.thumbnail((FRAME_SIDE, FRAME_SIDE), Image.Resampling.LANCZOS)
-    with io.BytesIO() as file:
-        picture.save(file, format="JPEG", quality=80)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return data_url(picture)
 
 
 def _timeline(translator: Translator, prepared: Prepared, medium: Medium, sample: dict) -> "Timeline | None":

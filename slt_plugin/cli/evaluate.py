@@ -35,7 +35,7 @@ from slt_plugin.common.process_group import joined
 from slt_plugin.models.errors import OptionError
 from slt_plugin.scoring.hypotheses import write_hypotheses
 from slt_plugin.scoring.intervals import Interval
-from slt_plugin.scoring.report import check_metrics, format_table
+from slt_plugin.scoring.report import check_metrics, format_table, signatures
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def check(cfg, *, writing: bool) -> tuple[dict[str, list], list[Path]]:
     from omegaconf import OmegaConf
 
     import slt_plugin.tasks  # noqa: F401  registers everything
-    from slt_plugin.cli.evaluation.results import parts_of
+    from slt_plugin.cli.evaluation.results import parts_of, scoring_settings
 
     if not OmegaConf.is_list(cfg.metrics):
         cfg.metrics = [str(cfg.metrics)]
@@ -62,6 +62,7 @@ def check(cfg, *, writing: bool) -> tuple[dict[str, list], list[Path]]:
     rows = {subset: read_texts(Path(str(cfg.data)), subset) for subset in subsets}
     for subset in subsets:
         parts_of(rows[subset], cfg.breakdown)
+    signatures(list(cfg.metrics), scoring_settings(cfg))  # which loads what metrics need, before anything is decoded
     if writing:
         prepare_results(Path(str(cfg.results)), subsets)
     paths = check_checkpoints(str(cfg.checkpoint))
@@ -130,24 +131,28 @@ def write_results(decoder, subset, rows, decoded, masked, cfg, settings, words) 
 
     folder, manifest = Path(cfg.results) / subset, Path(cfg.data) / f"{subset}.tsv"
     paths = [Path(path) for path in str(cfg.checkpoint).split(":")]
+    for name in ("metrics.json", "evidence.json", "report.html"):  # of an earlier run: never beside other sentences
+        (folder / name).unlink(missing_ok=True)
     write_hypotheses(folder / "hypotheses.jsonl", decoded.hypotheses)
     of_id = {row.id: row for row in rows}
     by = results.parts_of(rows, cfg.breakdown)
     scores = results.scores_document(decoded.hypotheses, of_id, cfg, settings, by)
     origin = results.origin_document(subset, rows, decoded, cfg, words)
-    evidence = evidence_document(decoder, subset, decoded, cfg) if cfg.evidence else None
-    dataset = decoder.task.dataset(subset)
-    sample = decoder.on_device(dataset.collater([dataset[0]]))
     document = {
         **scores,
         **origin,
-        "model": model_facts(decoder.models, decoder.task, paths, sample),
+        "model": None,
         "provenance": results.provenance(paths),
-        "faithfulness": evidence and evidence["faithfulness"],
+        "faithfulness": None,
         "masked_parts": masked and {"all": scores["metrics"], **masked},
     }
-    (folder / "evidence.json").unlink(missing_ok=True)  # of an earlier run
+    results.write_json(folder / "metrics.json", document)  # what follows may fail; the scores are there
+    document["model"] = model_facts(
+        decoder.models, decoder.task, paths, decoder.sample(subset, decoded.hypotheses[0].id)
+    )
+    evidence = evidence_document(decoder, subset, decoded, cfg, settings) if cfg.evidence else None
     if evidence is not None:
+        document["faithfulness"] = evidence["faithfulness"]
         results.write_json(folder / "evidence.json", evidence, indent=None)
     results.write_json(folder / "metrics.json", document)
     if cfg.report:

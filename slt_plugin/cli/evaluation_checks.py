@@ -24,6 +24,9 @@ def check_options(cfg) -> None:
         raise OptionError(
             f"generation.nbest={generation.nbest}: at least 1 and at most generation.beam={generation.beam} is needed"
         )
+    for key in ("sampling_topk", "sampling_topp"):
+        if generation[key] > 0 and not generation.sampling:
+            raise OptionError(f"generation.{key}={generation[key]} has no effect: add generation.sampling=true")
     for key in ("confidence", "evidence"):
         if cfg[key] < 0:
             raise OptionError(f"{key}={cfg[key]}: 0 (none) or more is needed")

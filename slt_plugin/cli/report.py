@@ -12,6 +12,7 @@ from pathlib import Path
 
 from slt_plugin.cli.compare_report import add_compare
 from slt_plugin.cli.html_report import add_html
+from slt_plugin.cli.output import ends_with_its_reader
 from slt_plugin.cli.progress import progress
 from slt_plugin.cli.reconstruct import add_reconstruct
 from slt_plugin.cli.sweep_report import add_sweep
@@ -46,8 +47,9 @@ def _neighbours(args: argparse.Namespace) -> None:
 ADDERS: tuple[Callable, ...] = (add_html, add_compare, add_sweep, _add_neighbours, add_reconstruct)
 
 
+@ends_with_its_reader
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 fine, 1 nothing could be reported (sweep: or a member failed), 2 wrong usage."""
+    """Exit status: 0 fine, 1 nothing could be reported (sweep: or a member failed), 2 wrong usage, 141 nobody reads."""
     parser = argparse.ArgumentParser(prog="slt-report", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for add in ADDERS:

@@ -24,11 +24,11 @@ from slt_plugin.cli.score_input import (
     load_manifest,
     load_pair,
 )
+from slt_plugin.cli.scoring_settings import GROUPABLE, ScoringOptions, build_settings
 from slt_plugin.common.errors import SltError
 from slt_plugin.common.messages import did_you_mean
-from slt_plugin.data.manifest import COLUMNS, Row, read_manifest
+from slt_plugin.data.manifest import Row
 from slt_plugin.scoring.breakdown import LENGTH, breakdown
-from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.hypotheses import write_hypotheses
 from slt_plugin.scoring.intervals import (
     SAMPLES,
@@ -38,7 +38,7 @@ from slt_plugin.scoring.intervals import (
     confidence,
     paired,
 )
-from slt_plugin.scoring.reduced_bleu import SIZE, Blacklist
+from slt_plugin.scoring.reduced_bleu import SIZE
 from slt_plugin.scoring.report import (
     DEFAULT_METRICS,
     METRICS,
@@ -52,9 +52,7 @@ from slt_plugin.scoring.report import (
     write_metrics,
 )
 from slt_plugin.scoring.settings import Settings
-from slt_plugin.scoring.truecase import Truecaser
 
-GROUPABLE = (LENGTH, *(name for name in COLUMNS if name not in ("id", "path", "text", "box")))
 WITHOUT_MANIFEST = (LENGTH, "text_lang")  # known from the references and from hypotheses.jsonl
 
 
@@ -75,7 +73,6 @@ def _run(args: argparse.Namespace) -> None:
     metrics = _metrics(args)
     check_metrics(metrics)  # this and the settings before the work of reading
     settings = _settings(args, metrics)
-    settings.check(metrics)
     rows = load_manifest(args.manifest)
     system = load_pair(args.hyp, args.ref) if args.hyp else load(args.input, args, rows)
     sentences = system.sentences
@@ -136,28 +133,15 @@ def _metrics(args: argparse.Namespace) -> list[str]:
 
 
 def _settings(args: argparse.Namespace, metrics: Sequence[str]) -> Settings:
-    """Raises SltError where a file cannot be used, or would be used for nothing."""
-    reduced = any(name.startswith("reduced_bleu") for name in metrics)
-    if args.blacklist and not reduced:
-        raise ScoringError("--blacklist has no effect: add reduced_bleu or reduced_bleu_kept to --metrics")
-    if args.bleurt and "bleurt" not in metrics:
-        raise ScoringError("--bleurt has no effect: add bleurt to --metrics")
-    built = reduced and not args.blacklist and args.train_manifest is not None
-    if args.train_manifest and not (built or args.truecase):
-        raise ScoringError(
-            "--train-manifest has no effect: it is for --truecase, and for reduced_bleu without --blacklist"
-        )
-    if args.blacklist_size is not None and not built:
-        raise ScoringError("--blacklist-size has no effect: it is for reduced_bleu with --train-manifest")
-    blacklist = truecaser = None
-    if args.train_manifest:
-        texts = [row.text for row in read_manifest(args.train_manifest, require_text=True)]
-        size = SIZE if args.blacklist_size is None else args.blacklist_size
-        blacklist = Blacklist.from_texts(texts, size) if built else None
-        truecaser = Truecaser.from_texts(texts) if args.truecase else None
-    if args.blacklist:
-        blacklist = Blacklist.from_file(args.blacklist)
-    return Settings(args.lowercase, blacklist, truecaser, args.bleurt)
+    options = ScoringOptions(
+        lowercase=args.lowercase,
+        truecase=args.truecase,
+        train_manifest=args.train_manifest,
+        blacklist=args.blacklist,
+        blacklist_size=args.blacklist_size,
+        bleurt=args.bleurt,
+    )
+    return build_settings(options, metrics, lambda name: f"--{name.replace('_', '-')}")
 
 
 def _baseline(args: argparse.Namespace, system: System, rows: list[Row] | None) -> list[str]:

@@ -1,10 +1,12 @@
 """Several processes that share a piece of work and bring the results together: torch.distributed on the CPU (gloo)."""
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 
 from slt_plugin.common.slurm import Ranks
 
+TOGETHER = datetime.timedelta(days=7)  # a rank may wait long for the slowest one; one that dies ends the others
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, host="127.0.0.1", port=0)
 
 
@@ -17,7 +19,11 @@ def joined(ranks: Ranks | None) -> Iterator[Ranks]:
     from torch import distributed
 
     distributed.init_process_group(
-        "gloo", init_method=f"tcp://{ranks.host}:{ranks.port}", rank=ranks.rank, world_size=ranks.world_size
+        "gloo",
+        init_method=f"tcp://{ranks.host}:{ranks.port}",
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=TOGETHER,
     )
     try:
         yield ranks

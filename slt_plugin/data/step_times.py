@@ -1,6 +1,5 @@
 """When, in a row's clip, each step of its source is: for everything that shows time."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,8 +43,3 @@ def step_times(source: Source, row: Row, steps: int) -> tuple[Tensor, float] | N
 def steps_within(times: Tensor, start: float, end: float) -> Tensor:
     """(T,) bool: the steps whose time is in [start, end)."""
     return (times >= start) & (times < end)
-
-
-def evenly_spaced_times(seconds: float, count: int) -> Sequence[float]:
-    """``count`` times in the middle of equal parts of so many seconds."""
-    return [(i + 0.5) * seconds / count for i in range(count)]

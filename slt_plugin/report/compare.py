@@ -28,13 +28,13 @@ LABELS = {
     "word_accuracy": "word accuracy",
 }
 UNKNOWN_WAY = (
-    "Published numbers: † marks what is second-hand (its source says how), ~ a derived or less certain one. How a "
-    "paper computed its scores (casing, tokenisation, which references) is not recorded here"
+    "Published numbers: † marks what is second-hand (its source says how, where that was noted), ~ a derived or less "
+    "certain one. How a paper computed its scores (casing, tokenisation, which references) is not recorded here"
 )
 
 
 class Measured(NamedTuple):
-    """A number over the runs that have it; ``std``: of a sample (n - 1), None for one run."""
+    """A number over the ``runs`` that have it; ``std``: of a sample (n - 1), None for one run."""
 
     mean: float
     std: float | None
@@ -103,20 +103,24 @@ def compare(
             ``corpus``, or sentences that cannot be compared.
         ScoringError: hypotheses that cannot be read.
     """
-    notes = []
+    notes, left_out = [], {}
     if common:
-        groups, count = common_results([system.results for system in systems])
-        systems = [System(system.name, results) for system, results in zip(systems, groups, strict=True)]
-        notes.append(f"All scores are of the {count} sentences that all have.")
+        found = common_results([system.results for system in systems])
+        systems = [System(system.name, results) for system, results in zip(systems, found.systems, strict=True)]
+        left_out = found.left_out
+        notes.append(f"All scores are of the {found.sentences} sentences that all have.")
+        if shown := {m: reason for m, reason in left_out.items() if not metrics or m in metrics}:
+            notes.append(f"Left out under --common: {_left_out(shown)}.")
     corpus = None if corpus is None else corpus_name(corpus)
     published = () if corpus is None else PUBLISHED[corpus]
-    columns = _columns(systems, published, corpus, metrics)
-    found = significance([(system.name, system.results[0]) for system in systems], columns, samples, seed)
-    notes += _cautions(systems) + _significance_notes(systems, found, columns, samples, seed)
+    columns = _columns(systems, published, corpus, metrics, left_out)
+    differences = significance([(system.name, system.results[0]) for system in systems], columns, samples, seed)
+    notes += _cautions(systems) + _incomplete(systems, columns)
+    notes += _significance_notes(systems, differences, columns, samples, seed)
     if corpus is not None:
         notes += [f"{corpus}: {NOTES[corpus]}.", f"{UNKNOWN_WAY}."]
     notes += _model_notes(systems) + _signatures(systems, columns)
-    return Comparison(tuple(systems), tuple(columns), found.p_values, published, tuple(notes))
+    return Comparison(tuple(systems), tuple(columns), differences.p_values, published, tuple(notes))
 
 
 def measured(values: Sequence[object]) -> Measured | None:
@@ -137,20 +141,38 @@ def fact_of(system: System, fact: str) -> Measured | None:
     return measured([FACTS[fact](result) for result in system.results])
 
 
-def _columns(systems: Sequence[System], published: Sequence[Published], corpus: str | None, metrics) -> list[str]:
+def _left_out(reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{LABELS.get(metric, metric)} ({reason})" for metric, reason in reasons.items())
+
+
+def _columns(
+    systems: Sequence[System],
+    published: Sequence[Published],
+    corpus: str | None,
+    metrics: Sequence[str] | None,
+    left_out: Mapping[str, str],
+) -> list[str]:
+    """``left_out``: see `significance.Common`."""
     ours = dict.fromkeys(metric for system in systems for result in system.results for metric in result.scores)
     theirs = {metric for row in published for metric in row.scores}
     if metrics:
         for metric in metrics:
             if metric not in ours and metric not in theirs:
                 known = [*ours, *sorted(theirs - set(ours))]
+                if metric in left_out:
+                    raise ReportError(
+                        f"--metrics {metric} was left out under --common ({left_out[metric]}); there are "
+                        f"{listing(known, 20)}"
+                    )
                 raise ReportError(
                     f"--metrics {metric}: no system has it{did_you_mean(metric, known)}; there are {listing(known, 20)}"
                 )
         ours = {metric: None for metric in ours if metric in metrics}
     if published and not set(ours) & theirs:
+        without = f"; left out under --common: {_left_out(left_out)}" if left_out else ""
         raise ReportError(
             f"none of {listing(sorted(ours))} was published for {corpus}: score with {', '.join(sorted(theirs))} too"
+            f"{without}"
         )
     if metrics:
         return list(dict.fromkeys(metrics))
@@ -179,6 +201,19 @@ def _cautions(systems: Sequence[System]) -> list[str]:
             twice = sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1})
             if twice:
                 notes.append(f"{system.name}: seed {listing(twice)} more than once.")
+    return notes
+
+
+def _incomplete(systems: Sequence[System], columns: Sequence[str]) -> list[str]:
+    """Numbers that not every run of a system has, so that their means are over fewer."""
+    notes = []
+    for system in systems:
+        numbers = {LABELS.get(metric, metric): score_of(system, metric) for metric in columns}
+        numbers |= {fact.replace("_", " "): fact_of(system, fact) for fact in FACTS}
+        count = len(system.results)
+        short = [f"{name} of {n.runs}" for name, n in numbers.items() if n is not None and n.runs < count]
+        if short:
+            notes.append(f"{system.name}: not all of its {count} runs have every number: {listing(short, 30)}.")
     return notes
 
 

@@ -21,7 +21,7 @@ TRAIN, INNER = "train", "train_inner"
 
 @dataclass(frozen=True)
 class Curve:
-    """Values of one quantity after so many updates, in order; of a restarted training the last run counts."""
+    """Values of one quantity after so many updates, in order; of restarted and repeated trainings the last counts."""
 
     updates: tuple[int, ...]
     values: tuple[float, ...]
@@ -50,9 +50,11 @@ def read_curves(folder: Path) -> Curves:
     points: dict[str, dict[str, dict[int, float]]] = {}
     used = []
     try:
-        paths = sorted(path for path in folder.glob("*.log") if path.is_file())
+        # oldest first, so that the last training's points are those that stay
+        times = {path: path.stat().st_mtime_ns for path in folder.glob("*.log") if path.is_file()}
     except OSError:
         return Curves()
+    paths = sorted(times, key=lambda path: (times[path], path))
     for path in paths:
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -69,7 +71,11 @@ def read_curves(folder: Path) -> Curves:
 
 
 def _read_lines(lines: Iterable[str], points: dict[str, dict[str, dict[int, float]]]) -> int:
-    """Adds split -> quantity -> {updates: value}; how many lines told anything."""
+    """Adds split -> quantity -> {updates: value}; how many lines told anything.
+
+    A split that goes back to an earlier update is of a training begun again, from a checkpoint or anew: what the split
+    told of that update and later ones is dropped.
+    """
     told = 0
     for line in lines:
         found = _parse(line) if "num_updates" in line else None
@@ -78,9 +84,13 @@ def _read_lines(lines: Iterable[str], points: dict[str, dict[str, dict[int, floa
         split, stats = found
         updates = int(stats.pop("num_updates"))
         told += 1
+        quantities = points.setdefault(split, {})
+        if any(values and next(reversed(values)) > updates for values in quantities.values()):
+            for values in quantities.values():  # in order of their updates, so that the last are the ones to go
+                while values and next(reversed(values)) >= updates:
+                    values.popitem()
         for name, value in stats.items():
-            # assigned anew where a training was restarted from an earlier update
-            points.setdefault(split, {}).setdefault(name, {})[updates] = value
+            quantities.setdefault(name, {})[updates] = value
     return told
 
 
@@ -117,6 +127,6 @@ def _numbers(pairs: Iterable[tuple[str, object]]) -> dict[str, float]:
 def _curves(quantities: Mapping[str, Mapping[int, float]]) -> dict[str, Curve]:
     found = {}
     for name, values in quantities.items():
-        updates = sorted(values)
-        found[name] = Curve(tuple(updates), tuple(values[update] for update in updates))
+        if values:  # all of them were dropped where only an earlier training had the quantity
+            found[name] = Curve(tuple(values), tuple(values.values()))
     return found

@@ -50,6 +50,8 @@ def model_facts(
     seconds = _seconds(task, sample) if seconds is None else seconds
     if not seconds:
         notes.append("GFLOPs: the manifest does not say how long the row is (end, or num_frames and fps)")
+    else:
+        notes.append("GFLOPs are of one row, its reference written once, without a beam")
     return {
         "parameters": sum(p.numel() for p in parameters),
         "trainable": None if training is None else sum(p.numel() for p in parameters if p.requires_grad),
@@ -165,8 +167,11 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 def _tensor_bytes(state: Mapping[str, Tensor]) -> int:
     """Of tensors that share their memory once."""
-    storages = {t.untyped_storage().data_ptr() + t.storage_offset(): t for t in state.values() if torch.is_tensor(t)}
-    return sum(t.numel() * t.element_size() for t in storages.values())
+    found: dict[int, int] = {}  # address of the first element -> bytes
+    for tensor in filter(torch.is_tensor, state.values()):
+        at = tensor.data_ptr()
+        found[at] = max(found.get(at, 0), tensor.numel() * tensor.element_size())
+    return sum(found.values())
 
 
 def _seconds(task, sample: Mapping) -> float | None:

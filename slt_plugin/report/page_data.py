@@ -34,13 +34,13 @@ class Sentences:
 
 
 def sentences(results: Results) -> Sentences:
-    """Scores and word differences of every sentence; on lower-cased text where the evaluation was."""
+    """Scores and word differences of every sentence, on lower-cased or truecased text where the evaluation was."""
     lowercase = bool(results.metrics.get("lowercase"))
     records, reference_words, hypothesis_words = [], [], []
     errors = dict.fromkeys(OPERATIONS.values(), 0)
     confusions: Counter = Counter()
     for hypothesis in results.hypotheses:
-        hyp, ref = hypothesis.hyp, hypothesis.ref
+        hyp, ref = results.scored(hypothesis), hypothesis.ref
         if lowercase:
             hyp, ref = hyp.lower(), ref.lower()
         differences = [(op, " ".join(theirs), " ".join(ours)) for op, theirs, ours in word_differences(hyp, ref)]
@@ -55,7 +55,7 @@ def sentences(results: Results) -> Sentences:
             {
                 "id": hypothesis.id,
                 "ref": hypothesis.ref,
-                "hyp": hypothesis.hyp,
+                "hyp": results.scored(hypothesis),
                 "score": rounded(hypothesis.score, 4),
                 **{name: rounded(scores[name], 2) for name in ("bleu", "chrf", "wer")},
                 "words": reference_words[-1],

@@ -1,7 +1,8 @@
 """Published scores of other systems, in percent, to be shown beside one's own.
 
-Every row says where the numbers were found, and whether that is second-hand: those of How2Sign and iSign come from
-comparison tables of later papers, not from the papers of the systems themselves; which later paper was not noted.
+Every row says where the numbers were found, as far as that was noted, and whether that is second-hand. Those of
+How2Sign come from comparison tables of later papers, not from the papers of the systems themselves, and which later
+paper was not noted; those of DailyMoth-70h from a run by others; of iSign's nothing but the numbers was noted.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from slt_plugin.common.messages import did_you_mean
 from slt_plugin.report.errors import ReportError
 
 _LATER = "as quoted in a later paper"
+_NOT_NOTED = "source not noted"
 
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "bleurt")  # the columns below, under slt-score's names
 
@@ -24,7 +26,7 @@ class Score(NamedTuple):
 class Published(NamedTuple):
     """One row of a comparison; of ``scores`` those are missing that were not reported.
 
-    ``second_hand``: not read in a publication of the system's authors.
+    ``second_hand``: not read in a publication of the system's authors, or not known to have been.
     """
 
     system: str
@@ -58,11 +60,11 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         _row("SHuBERT", "YT-ASL", "- - - ~16.2 - -", f"SHuBERT, arXiv 2411.16765, {_LATER}"),
     ),
     "dailymoth70h": (
-        _row("SONAR ASL (released)", "DailyMoth-70h", "- - - ~30.8 ~57.2 ~52.4", "a run by third parties"),
+        _row("SONAR pipeline", "not noted", "- - - ~30.8 ~57.2 ~52.4", f"a run by a third party, {_NOT_NOTED}"),
     ),
     "isign": (
-        _row("PoseStitch", "iSign", "- - - 3.43 - -", f"PoseStitch, {_LATER}"),
-        _row("earlier work on poses", "iSign", "- - - 0.55 - -", f"the work on PoseStitch, {_LATER}"),
+        _row("PoseStitch", "not noted", "- - - 3.43 - -", _NOT_NOTED),
+        _row("earlier work on poses", "not noted", "- - - 0.55 - -", _NOT_NOTED),
     ),
 }
 ALIASES = {"dailymoth": "dailymoth70h"}
@@ -70,7 +72,7 @@ NOTES = {
     "how2sign": "test set. No released weights of SSVP-SLT were trained on How2Sign; its BLEU-4 is 15.5 at best: "
     "numbers of 38 to 40 that circulate as its BLEU-4 are near its BLEU-1",
     "dailymoth70h": "test set",
-    "isign": "test set",
+    "isign": "which split the numbers are of was not noted",
 }
 
 

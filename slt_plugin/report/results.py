@@ -1,14 +1,12 @@
 """Results of our own as they lie on disk: what ``slt-evaluate`` and ``slt-score --json`` wrote."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slt_plugin.common.messages import listing
 from slt_plugin.report.errors import ReportError
+from slt_plugin.report.result_files import HYPOTHESES_FILE, METRICS_FILE, check_sentences, read_object, results_below
 
-METRICS_FILE, HYPOTHESES_FILE = "metrics.json", "hypotheses.jsonl"
 WANTED = "give a results folder of slt-evaluate, its metrics.json, or a file of slt-score --json"
 
 
@@ -42,19 +40,13 @@ def read_result(name: str, path: Path) -> Result:
     """The result in a folder of slt-evaluate, or in a file; ``name`` is what messages call it.
 
     Raises:
-        ReportError: it cannot be read or holds no scores.
+        ReportError: it cannot be read or holds no scores, or the sentences beside it are of another run.
     """
     file = path / METRICS_FILE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
-        below = sorted(str(found.parent) for found in path.glob(f"*/{METRICS_FILE}"))
-        found = f"; there is {listing(below)}: choose one" if below else f"; {WANTED}"
-        raise ReportError(f"{name}={path} is a folder without {METRICS_FILE}{found}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"{name}={path} cannot be read ({error.strerror or error}); {WANTED}") from error
-    except ValueError as error:
-        raise ReportError(f"{name}={path} is no JSON ({error}); {WANTED}") from error
+        hint = results_below(path) or f"; {WANTED}"
+        raise ReportError(f"{name}={path} is a folder without {METRICS_FILE}{hint}")
+    content = read_object(file, WANTED, f"{name}={path}")
     beside = file.with_name(HYPOTHESES_FILE)
     try:
         scores = {str(metric): float(value) for metric, value in content["metrics"].items()}
@@ -73,6 +65,8 @@ def read_result(name: str, path: Path) -> Result:
         raise ReportError(f"{name}={path} holds no scores (metrics, signatures, ...: {error!r}); {WANTED}") from error
     if not scores:
         raise ReportError(f"{name}={path} holds no scores; {WANTED}")
+    if result.hypotheses is not None:
+        check_sentences(file.parent, result.sentences)
     return result
 
 

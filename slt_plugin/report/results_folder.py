@@ -1,18 +1,26 @@
 """What ``slt-evaluate`` wrote into one folder of results, read back and checked."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slt_plugin.common.messages import listing
 from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row, read_manifest
 from slt_plugin.report.errors import ReportError
+from slt_plugin.report.result_files import (
+    EVIDENCE_FILE,
+    HYPOTHESES_FILE,
+    METRICS_FILE,
+    check_sentences,
+    read_object,
+    results_below,
+)
 from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.hypotheses import Hypothesis, read_hypotheses
 
-METRICS_FILE, HYPOTHESES_FILE, EVIDENCE_FILE = "metrics.json", "hypotheses.jsonl", "evidence.json"
+AGAIN = "run slt-evaluate again"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,17 @@ class Results:
         subset = self.metrics.get("subset") or folder.name
         return f"{folder.parent.name}, {subset}"
 
+    @property
+    def truecased(self) -> bool:
+        """Whether the hypotheses were given capitals before they were scored, as the signatures say."""
+        return any("|truecased:" in str(text) for text in self.part("signatures").values()) or bool(
+            self.part("truecased")
+        )
+
+    def scored(self, hypothesis: Hypothesis) -> str:
+        """The hypothesis as it was scored: with the truecaser's capitals where there are any, else as generated."""
+        return self.part("truecased").get(hypothesis.id, hypothesis.hyp)
+
     def part(self, name: str) -> Mapping:
         """An object of metrics.json; empty where it is missing or null."""
         value = self.metrics.get(name)
@@ -48,37 +67,39 @@ def read_results(folder: Path) -> Results:
     """Reads metrics.json and hypotheses.jsonl, and evidence.json and the manifest where they are.
 
     Raises:
-        ReportError: the folder is none of results, or a file in it is damaged; it is named.
+        ReportError: the folder is none of results, a file in it is damaged (it is named), or two are of different runs.
     """
     folder = Path(folder)
     missing = [name for name in (METRICS_FILE, HYPOTHESES_FILE) if not (folder / name).is_file()]
     if missing:
-        below = sorted(str(path.parent) for path in folder.glob(f"*/{METRICS_FILE}")) if folder.is_dir() else []
-        hint = f"; perhaps you mean {' '.join(below)}" if below else ""
+        hint = results_below(folder)
         raise ReportError(f"{folder} has no {' and no '.join(missing)}: give a folder that slt-evaluate wrote{hint}")
-    metrics = _read_object(folder / METRICS_FILE)
+    metrics = read_object(folder / METRICS_FILE, AGAIN)
     scores = metrics.get("metrics")
     if not isinstance(scores, Mapping) or not scores or not all(_is_number(value) for value in scores.values()):
         raise ReportError(f'{folder / METRICS_FILE} holds no scores under "metrics": run slt-evaluate again')
+    if metrics.get("sentences") is not None:
+        check_sentences(folder, metrics["sentences"])
     evidence = None
     if (folder / EVIDENCE_FILE).is_file():
-        evidence = _read_object(folder / EVIDENCE_FILE)
+        evidence = read_object(folder / EVIDENCE_FILE, AGAIN)
         _check_evidence(folder / EVIDENCE_FILE, evidence)
     try:
         hypotheses = read_hypotheses(folder / HYPOTHESES_FILE)
     except ScoringError as error:
         raise ReportError(str(error)) from error
+    _check_truecased(folder / METRICS_FILE, metrics.get("truecased"), hypotheses)
     return Results(folder, metrics, tuple(hypotheses), evidence, _rows(metrics.get("manifest")))
 
 
-def _read_object(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path} cannot be read ({error}): run slt-evaluate again") from error
-    if not isinstance(content, dict):
-        raise ReportError(f"{path} holds a JSON {type(content).__name__}, not an object: run slt-evaluate again")
-    return content
+def _check_truecased(path: Path, truecased: object, hypotheses: Sequence[Hypothesis]) -> None:
+    """Every sentence's hypothesis as it was scored has to be there, or none."""
+    if truecased is None:
+        return
+    known = truecased if isinstance(truecased, Mapping) else {}
+    lacking = [h.id for h in hypotheses if not isinstance(known.get(h.id), str)]
+    if lacking:
+        raise ReportError(f'{path}: "truecased" has no text of {len(lacking)} sentences ({listing(lacking)}); {AGAIN}')
 
 
 def _check_evidence(path: Path, evidence: Mapping) -> None:

@@ -98,6 +98,17 @@ def _notes(results: Results) -> Html:
         notes.append("Intervals: bootstrap over the sentences of this test set; they say nothing about other seeds.")
     if metrics.get("lowercase"):
         notes.append("Scored with both sides lower-cased, which raises scores.")
+    if results.truecased:
+        notes.append(
+            "Hypotheses were given capitals before scoring (truecase=true). "
+            + (
+                "Sentences, word differences and errors below are of them as scored; alternatives, words over time and "
+                "hypotheses.jsonl have them as generated."
+                if results.part("truecased")
+                else "An earlier version did not keep them: sentences and errors below are of hypotheses as generated, "
+                "and may look worse than these scores. Run slt-evaluate again."
+            )
+        )
     skipped = metrics.get("skipped") or []
     if skipped:
         notes.append(f"Not scored: {len(skipped)} of {metrics.get('rows')} rows ({listing(skipped)}).")

@@ -9,7 +9,7 @@ from slt_plugin.report.results import Result
 from slt_plugin.scoring.errors import ScoringError
 from slt_plugin.scoring.hypotheses import Hypothesis, read_hypotheses
 from slt_plugin.scoring.intervals import paired
-from slt_plugin.scoring.report import score, signatures
+from slt_plugin.scoring.report import METRICS, score, signatures
 from slt_plugin.scoring.settings import Settings
 
 
@@ -80,8 +80,23 @@ def significance(
     return found
 
 
-def common_results(systems: Sequence[Sequence[Result]]) -> tuple[list[tuple[Result, ...]], int]:
-    """The results, scored again on the sentences that all of them have, and how many these are.
+@dataclass(frozen=True)
+class Common:
+    """Results scored again on the sentences that all of them have.
+
+    Attributes:
+        systems: as they were given, with the scores of these sentences.
+        sentences: how many these are.
+        left_out: metric -> why it could not be computed again for one of them or more.
+    """
+
+    systems: list[tuple[Result, ...]]
+    sentences: int
+    left_out: dict[str, str]
+
+
+def common_results(systems: Sequence[Sequence[Result]]) -> Common:
+    """See `Common`.
 
     Raises:
         ReportError: a result without sentences, none in common, other references, or no metric that can be repeated.
@@ -103,13 +118,33 @@ def common_results(systems: Sequence[Sequence[Result]]) -> tuple[list[tuple[Resu
     for result in results[1:]:
         if problem := _other_references(first, read[id(result)], both):
             raise ReportError(f"--common: {results[0].path} and {result.path}: {problem}")
-    return [tuple(_scored_again(result, read[id(result)], both) for result in system) for system in systems], len(both)
+    again = [tuple(_scored_again(result, read[id(result)], both) for result in system) for system in systems]
+    return Common(again, len(both), _left_out(results))
+
+
+def _left_out(results: Sequence[Result]) -> dict[str, str]:
+    """See `Common.left_out`; the results that it is true of are named where it is not true of all."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        for metric in result.scores:
+            if reason := _unrepeatable(metric, result):
+                found.setdefault(metric, {}).setdefault(reason, []).append(str(result.path))
+    return {
+        metric: "; ".join(
+            reason if len(paths) == len(results) else f"{listing(paths)}: {reason}" for reason, paths in reasons.items()
+        )
+        for metric, reasons in found.items()
+    }
 
 
 def _scored_again(result: Result, sentences: Mapping[str, Hypothesis], keys: Sequence[str]) -> Result:
-    metrics = [metric for metric in result.scores if _reproducible(metric, result)]
+    reasons = {metric: _unrepeatable(metric, result) for metric in result.scores}
+    metrics = [metric for metric, reason in reasons.items() if not reason]
     if not metrics:
-        raise ReportError(f"--common: {result.path} has no metric that can be computed again without further files")
+        shown = ", ".join(f"{metric} ({reason})" for metric, reason in reasons.items())
+        raise ReportError(
+            f"--common: {result.path} has no metric that can be computed again without further files; there is {shown}"
+        )
     settings = Settings(lowercase=result.lowercase)
     hypotheses, references = [sentences[key].hyp for key in keys], [sentences[key].ref for key in keys]
     scores = score(hypotheses, references, metrics, settings)
@@ -118,13 +153,19 @@ def _scored_again(result: Result, sentences: Mapping[str, Hypothesis], keys: Seq
 
 
 def _reproducible(metric: str, result: Result) -> bool:
-    """Whether the metric's signature comes out of the casing alone: no list, truecaser or model is in it."""
-    if metric not in result.scores:
-        return False
+    """Whether a result's score can be computed again from its sentences alone."""
+    return metric in result.scores and not _unrepeatable(metric, result)
+
+
+def _unrepeatable(metric: str, result: Result) -> str:
+    """Why a score cannot be computed again: its signature tells more than the casing; '' where it can."""
+    text = result.signatures[metric]
     try:
-        return signatures([metric], Settings(lowercase=result.lowercase))[metric] == result.signatures[metric]
-    except ScoringError:
-        return False
+        if signatures([metric], Settings(lowercase=result.lowercase))[metric] == text:
+            return ""
+    except ScoringError:  # needs a list or a model, or is no metric of ours
+        return "needs a list or model that is not at hand" if metric in METRICS else "is no metric of slt-score"
+    return "truecased with texts that are not at hand" if "|truecased:" in text else f"computed in another way: {text}"
 
 
 def _by_id(result: Result) -> dict[str, Hypothesis]:

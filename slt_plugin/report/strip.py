@@ -169,7 +169,7 @@ def _frames(row: Row, root: Path, blur_faces: bool, steps: int) -> dict[str, obj
     for picture, found in zip(pictures, faces, strict=True):
         if hidden is not None:
             picture = hidden(picture, found)
-        images.append(_data_url(_small(picture, row.box)))
+        images.append(data_url(_small(picture, row.box)))
     return {
         "kind": "frames",
         "times": _times(chosen, info.fps, row, info.num_frames),
@@ -222,7 +222,7 @@ def _small(picture: Image.Image, box: Box | None) -> Image.Image:
     return picture
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
     with io.BytesIO() as file:
         picture.save(file, format="JPEG", quality=QUALITY)
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

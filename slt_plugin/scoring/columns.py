@@ -4,6 +4,7 @@ UTF-8, one sentence a line, no quoting: a tab separates, every other character c
 ``ref``, in any order, and optionally ``id``; a header names them, or the caller does.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def read_columns(path: str | Path, columns: Sequence[str] | None = None) -> list
         )
     records = [dict(zip(columns, row, strict=True)) for row in rows]
     ids = [record.get("id", f"line {start + i + 1}") for i, record in enumerate(records)]
-    bad = [name for name in dict.fromkeys(ids) if not name] + sorted({name for name in ids if ids.count(name) > 1})
+    times = Counter(ids)
+    bad = sorted(name for name, count in times.items() if not name or count > 1)
     if bad:
         raise ScoringError(
             f"{path}: ids that are empty or repeat ({len(bad)}): {listing([repr(name) for name in bad])}"

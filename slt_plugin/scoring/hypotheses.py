@@ -2,8 +2,8 @@
 
 One JSON object a line, UTF-8: ``id`` (the manifest's), ``ref`` (the manifest's raw text), ``hyp`` (detokenised),
 ``score`` (natural-log probability as the generator ranks it, so length-normalised unless lenpen is 0; null where
-unknown), optional ``text_lang`` and ``alternatives``: other outputs, best first, as objects with ``text`` and
-``score``. Other keys are allowed and not read.
+unknown), optional ``text_lang`` and ``alternatives``: the n best outputs, best first, as objects with ``text`` and
+``score``; the first of them is the output in ``hyp`` and ``score`` itself. Other keys are allowed and not read.
 """
 
 import json
@@ -28,7 +28,7 @@ class Hypothesis:
     hyp: str
     score: float | None
     text_lang: str | None = None
-    alternatives: tuple[dict, ...] | None = None  # {"text": str, "score": float | None} each
+    alternatives: tuple[dict, ...] | None = None  # {"text": str, "score": float | None} each, the first is the output
 
 
 def read_text(path: str | Path) -> str:

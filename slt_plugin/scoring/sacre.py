@@ -64,8 +64,10 @@ def chrf_from_statistics(sums: Sequence[float]) -> float:
     return _score_of_sums("chrf", sums, CHRF_STATISTICS)
 
 
-# The two functions below are the only users of sacrebleu's private methods (it has no public ones for this);
-# tests/test_scoring.py compares them with corpus_score, so a sacrebleu that changes them is noticed.
+# Statistics of sentences are behind private methods of sacrebleu, which has no public ones for this. They are called
+# here, in metrics.py and in intervals.py, and overridden in ratio.py, bleurt.py and intervals.py. tests/test_scoring.py
+# compares the two functions below with corpus_score, tests/test_scoring_intervals.py the tests with sacrebleu's own, so
+# a sacrebleu that changes them is noticed.
 def _statistics(name: str, hypothesis: str, reference: str) -> list[int]:
     return build(name)._extract_corpus_statistics([hypothesis], [[reference]])[0]
 

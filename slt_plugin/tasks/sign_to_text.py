@@ -252,8 +252,8 @@ class SignToTextTask(ManifestTask):
         return set(self.codec.languages) <= set(MBART_CC25)
 
     def example_language(self) -> str:
-        """A language of the vocabulary to show in messages: English."""
-        return next(code for code in self.codec.languages if code.startswith("en"))
+        """A language of the vocabulary to show in messages: English where it has it."""
+        return next((code for code in self.codec.languages if code.startswith("en")), self.codec.languages[0])
 
     def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
         """Rows within ``max_positions``; the others are an error, or skipped and named where that was asked for."""

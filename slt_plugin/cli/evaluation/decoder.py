@@ -117,6 +117,12 @@ class Decoder(Models):
         speed = self._speed([rows[i] for i in merged], max(part[1] for part in parts), max(part[2] for part in parts))
         return Decoded([one for one, _ in merged.values()], [tokens for _, tokens in merged.values()], speed)
 
+    def sample(self, subset: str, row_id: str) -> dict:
+        """The batch of one row, on the models' device."""
+        dataset = self.task.dataset(subset)
+        index = next(i for i, row in enumerate(dataset.rows) if row.id == row_id)
+        return self.on_device(dataset.collater([dataset[index]]))
+
     def _hypothesis(self, row, best: list[dict]) -> Hypothesis:
         texts = [self.task.codec.decode(one["tokens"]) for one in best]
         scores = [float(one["score"]) for one in best]

@@ -30,8 +30,11 @@ def chosen_sentences(scores: Sequence[float], count: int, seed: int) -> dict[int
     return dict(sorted(chosen.items()))
 
 
-def evidence_document(decoder: Decoder, subset: str, decoded: Decoded, cfg) -> dict | None:
+def evidence_document(decoder: Decoder, subset: str, decoded: Decoded, cfg, settings: Settings) -> dict | None:
     """``evidence.json`` of one manifest; None where nothing can be shown (no frame rate, so no times).
+
+    Args:
+        settings: sentences are chosen by their scores under these.
 
     Raises:
         DataError: media cannot be read.
@@ -46,7 +49,8 @@ def evidence_document(decoder: Decoder, subset: str, decoded: Decoded, cfg) -> d
 
     dataset, task = decoder.task.dataset(subset), decoder.task
     numbers = {row.id: number for number, row in enumerate(dataset.rows)}
-    scores = [sentence_scores(h.hyp, h.ref)["chrf"] for h in decoded.hypotheses]
+    texts = settings.prepare([h.hyp for h in decoded.hypotheses], [h.ref for h in decoded.hypotheses])
+    scores = [sentence_scores(hyp, ref)["chrf"] for hyp, ref in zip(*texts, strict=True)]
     chosen = chosen_sentences(scores, cfg.evidence, cfg.common.seed)
     rng = np.random.default_rng(cfg.common.seed)
     kind, root = str(task.cfg.source), Path(str(cfg.media_root or cfg.data))
@@ -57,9 +61,13 @@ def evidence_document(decoder: Decoder, subset: str, decoded: Decoded, cfg) -> d
         index = numbers[hypothesis.id]
         row = dataset.rows[index]
         sample = decoder.on_device(dataset.collater([dataset[index]]))
-        found = step_times(dataset.source, row, sample["net_input"]["src_tokens"].size(1))
+        steps = sample["net_input"]["src_tokens"].size(1)
+        found = step_times(dataset.source, row, steps)
         if found is None:
             logger.warning("%s: no frame rate and no end, so evidence has no times; fill fps in", row.id)
+            continue
+        if len(found[0].unique()) < evidence.FEWEST_STEPS:
+            logger.warning("%s: %d source step(s), too short for evidence", row.id, steps)
             continue
         timeline, tokens = Timeline(*found), torch.tensor(decoded.tokens[place])
         explanation = evidence.explain(

@@ -8,17 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slt_plugin.cli.evaluation.decoder import Decoded
+from slt_plugin.cli.scoring_settings import GROUPABLE, ScoringOptions, build_settings
 from slt_plugin.common.files import atomic_open
 from slt_plugin.data.errors import DataError
-from slt_plugin.data.manifest import Row, read_manifest
+from slt_plugin.data.manifest import Row
 from slt_plugin.models.errors import OptionError
 from slt_plugin.scoring.breakdown import breakdown
 from slt_plugin.scoring.hypotheses import Hypothesis
 from slt_plugin.scoring.intervals import bootstrap_signature, confidence
-from slt_plugin.scoring.reduced_bleu import Blacklist
 from slt_plugin.scoring.report import score, signatures
 from slt_plugin.scoring.settings import Settings
-from slt_plugin.scoring.truecase import Truecaser
 
 BREAKDOWNS = ("signer", "corpus", "text_lang")  # columns that are shown where a manifest has several values
 PACKAGES = ("slt-plugin", "torch", "torchvision", "ve-fairseq", "sacrebleu", "rouge-score", "jiwer", "numpy", "av")
@@ -28,32 +27,31 @@ def scoring_settings(cfg) -> Settings:
     """How the options have hypotheses scored.
 
     Raises:
-        OptionError: options that contradict each other.
-        SltError: a file that they name cannot be used.
+        SltError: options that contradict each other, have no effect, or lack what a metric needs.
     """
-    if cfg.truecase and cfg.lowercase:
-        raise OptionError("truecase=true gives the hypotheses capitals, lowercase=true takes them away: choose one")
-    reduced = any(metric.startswith("reduced_bleu") for metric in cfg.metrics)
-    blacklist = truecaser = None
-    if cfg.blacklist is not None:
-        blacklist = Blacklist.from_file(Path(str(cfg.blacklist)))
-    if cfg.truecase or (reduced and blacklist is None):
-        texts = _training_texts(cfg)
-        truecaser = Truecaser.from_texts(texts) if cfg.truecase else None
-        if reduced and blacklist is None:
-            blacklist = Blacklist.from_texts(texts)
-    bleurt = None if cfg.bleurt is None else Path(str(cfg.bleurt))
-    return Settings(lowercase=cfg.lowercase, blacklist=blacklist, truecaser=truecaser, bleurt=bleurt)
+    metrics = list(cfg.metrics)
+    needed = cfg.truecase or (cfg.blacklist is None and any(metric.startswith("reduced_bleu") for metric in metrics))
+    manifest = _path(cfg.train_manifest)
+    if manifest is None and needed:
+        manifest = Path(str(cfg.data)) / "train.tsv"
+        if not manifest.is_file():
+            raise DataError(
+                f"{manifest} does not exist: truecase=true and metric reduced_bleu need the training's texts; give "
+                "train_manifest=TSV (reduced_bleu: or blacklist=FILE)"
+            )
+    options = ScoringOptions(
+        lowercase=cfg.lowercase,
+        truecase=cfg.truecase,
+        train_manifest=manifest,
+        blacklist=_path(cfg.blacklist),
+        blacklist_size=cfg.blacklist_size,
+        bleurt=_path(cfg.bleurt),
+    )
+    return build_settings(options, metrics, lambda name: name)
 
 
-def _training_texts(cfg) -> list[str]:
-    path = Path(str(cfg.train_manifest)) if cfg.train_manifest is not None else Path(str(cfg.data)) / "train.tsv"
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist: truecase=true and metric reduced_bleu need the training's texts; give "
-            "train_manifest=TSV (reduced_bleu: or blacklist=FILE)"
-        )
-    return [row.text for row in read_manifest(path, require_text=True)]
+def _path(value: object) -> Path | None:
+    return None if value is None else Path(str(value))
 
 
 def parts_of(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[str]:
@@ -64,11 +62,11 @@ def parts_of(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[str]:
     """
     if wanted is None:
         return ["length", *(name for name in BREAKDOWNS if len({getattr(row, name) for row in rows}) > 1)]
-    unknown = [name for name in wanted if name != "length" and name not in Row.__slots__]
+    unknown = [name for name in wanted if name not in GROUPABLE]
     if unknown:
         raise OptionError(
-            f"breakdown=[{','.join(wanted)}]: a manifest has no column {', '.join(unknown)}; give length or columns "
-            f"({', '.join(Row.__slots__)})"
+            f"breakdown=[{','.join(wanted)}]: scores cannot be broken down by {', '.join(unknown)}; give some of "
+            f"{', '.join(GROUPABLE)}"
         )
     return list(wanted)
 
@@ -91,8 +89,12 @@ def scores_document(
         bootstrap = bootstrap_signature(cfg.confidence)
     attributes = [{name: getattr(rows[h.id], name) for name in Row.__slots__} for h in hypotheses]
     groups = breakdown(hyps, refs, attributes, by, metrics, settings) if by else []
+    truecased = None
+    if settings.truecaser is not None:  # what a report has to compare with the references
+        truecased = dict(zip((h.id for h in hypotheses), settings.prepare(hyps, refs)[0], strict=True))
     return {
         "metrics": score(hyps, refs, metrics, settings),
+        "truecased": truecased,
         "signatures": signatures(metrics, settings),
         "intervals": intervals,
         "bootstrap": bootstrap,
