@@ -49,6 +49,7 @@ setup(
         "pose-format>=0.14,<0.16",
         "jiwer>=4,<5",
         "rouge-score>=0.1.2,<0.2",
+        "absl-py",  # of rouge-score
         "sacremoses>=0.1,<0.3",  # truecasing
         "regex",
         "matplotlib>=3.10,<4",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from absl import logging as absl_logging
 from hypothesis import settings
 
 from slt_plugin.data.manifest import Row, write_manifest
@@ -26,6 +27,9 @@ FPS = 25.0
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+    # absl (rouge_score, tensorboard) keeps the stderr of the moment it is imported, pytest's, and closes it when Hydra
+    # sets up logging anew; not this one
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def letter_pose(letter: str, frames: int, rng: np.random.Generator) -> np.ndarray:

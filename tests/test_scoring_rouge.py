@@ -1,6 +1,8 @@
 """ROUGE-L against rouge_score called directly, by hand, and on scripts that rouge_score's own tokeniser cannot read."""
 
 import random
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -63,3 +65,16 @@ def test_the_package_is_named():
     assert METRICS["rouge_l"] == "ROUGE-L (rouge_score)"
     text = signatures(["rouge_l"])["rouge_l"]
     assert text == f"nrefs:1|case:lc|stem:no|tok:unicode|score:f1|version:rouge_score-{version('rouge_score')}"
+
+
+def test_a_redirected_stderr_survives_the_import():
+    """absl, which rouge_score imports, would close it when logging is set up anew."""
+    code = (
+        "import io, logging, sys\n"
+        "sys.stderr = held = io.StringIO()\n"
+        "import slt_plugin.scoring.rouge\n"
+        "sys.stderr = sys.__stderr__\n"
+        "logging.shutdown()\n"
+        "held.write('still open')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

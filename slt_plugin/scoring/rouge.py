@@ -5,13 +5,19 @@ of rouge_score knows a-z and 0-9 only: it makes "caf" of "café" and nothing of 
 word of warning. `Words` cuts texts of these characters exactly as that does, and other scripts as they are written.
 """
 
+import sys
 from importlib.metadata import version
 
 import regex
+from absl import logging as absl_logging
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
 from slt_plugin.scoring.ratio import Ratio
+
+# rouge_score imports absl, which keeps the stderr of that moment and closes it when logging is set up anew (by Hydra,
+# for one) and it is no longer sys.stderr: whoever had put it there loses it. It never closes this one.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"  # written without word spaces
 TOKEN = regex.compile(rf"(?V1){UNSPACED}\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--{UNSPACED}]+")
