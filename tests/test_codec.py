@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slt_plugin.text.codec import CODEC_KINDS, CodecError, build_codec, empty_codec
+from slt_plugin.text.languages import MBART_50, NLLB_200, code_of_family
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -234,3 +235,22 @@ def test_joined_symbols_are_refused():
     joined = codec.dictionary.string(codec.encode("the cat"), "sentencepiece")
     with pytest.raises(CodecError, match="--post-process"):
         codec.decode_symbols(joined)
+
+
+@pytest.mark.parametrize(
+    ("language", "mbart", "nllb", "m2m"),
+    [
+        ("en", "en_XX", "eng_Latn", "en"),
+        ("de", "de_DE", "deu_Latn", "de"),
+        ("eng", None, "eng_Latn", None),
+        ("zh", "zh_CN", None, "zh"),  # NLLB: in two scripts
+        ("ar", "ar_AR", "arb_Arab", "ar"),
+        ("en_UK", None, None, None),  # a region is not passed over
+        ("eng_Latn", None, "eng_Latn", None),
+        ("xx", None, None, None),
+    ],
+)
+def test_what_families_call_a_language(language, mbart, nllb, m2m):
+    assert code_of_family(language, MBART_50) == mbart
+    assert code_of_family(language, NLLB_200) == nllb
+    assert code_of_family(language, ("ar", "de", "en", "zh")) == m2m

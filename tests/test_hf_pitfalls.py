@@ -7,7 +7,7 @@ import pytest
 import torch
 from codec_helpers import REAL, needs_real
 from hf_helpers import LANGUAGES, UNTIED, WIDTH, tiny_model, write_tokenizer
-from hf_training import hf_model, hf_task, model_config, whole_batch, write_corpus
+from hf_training import hf_model, hf_task, model_config, train_hf, whole_batch, write_corpus
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from test_config import FINETUNE
@@ -168,6 +168,21 @@ def test_t5_and_pegasus_refuse_fp16_and_bart_does_not(corpus, t5, tmp_path):
     assert model.half().hf.lm_head.weight.dtype == torch.float16
 
 
+def test_t5_refuses_fp16_autocast_and_bart_does_not(corpus, t5, tmp_path):
+    words = ("common.amp=true", "optimization.max_update=1")
+    with pytest.raises(OptionError, match=r"overflows in fp16.*common\.bf16=true.*instead of common\.amp=true"):
+        train_hf(corpus, t5, tmp_path / "t5", *words)
+    train_hf(corpus, tiny_model("bart", tmp_path / "bart"), tmp_path / "run", *words)
+
+
+def test_freezing_for_some_updates_recommends_amp_only_where_it_works(corpus, t5, tmp_path):
+    words = ("common.bf16=true", "model.freeze=text_decoder", "model.freeze_updates=5")
+    with pytest.raises(OptionError, match="weights too: use fp32, or train in two runs"):
+        train_hf(corpus, t5, tmp_path / "t5", *words)
+    with pytest.raises(OptionError, match=r"weights too: use common\.amp=true, or"):
+        train_hf(corpus, tiny_model("bart", tmp_path / "bart"), tmp_path / "run", *words)
+
+
 def test_positions_end_where_the_tables_do(corpus, t5, tmp_path):
     bart = tiny_model("bart", tmp_path / "bart")  # 64 positions
     assert hf_model(hf_task(corpus, bart), bart, adapter_stride=2).max_positions() == (128, 40)
@@ -252,7 +267,10 @@ def test_a_language_that_the_model_does_not_know_is_named(tmp_path):
     folder = tiny_model("mbart50", tmp_path / "mbart50")
     task = hf_task(corpus, folder)
     hf_model(task, folder)
-    with pytest.raises(DataError, match=r"row test-0: language 'en' is not in the vocabulary; did you mean 'en_XX'"):
+    task.load_dataset("test")  # en is en_XX there
+    assert task.dataset("test")[0]["target"][0] == task.codec.language_id("en_XX")
+    task.cfg.target_lang = "en_UK"
+    with pytest.raises(DataError, match=r"row test-0: language 'en_UK' is not in the vocabulary; did you mean 'en_XX'"):
         task.load_dataset("test")
 
 

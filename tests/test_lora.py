@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fairseq.models import BaseFairseqModel
-from hf_helpers import FAMILIES, tiny_model
+from hf_helpers import FAMILIES, UNTIED, tiny_model
 from torch import nn
 
 from slt_plugin.checkpoints.errors import CheckpointError
 from slt_plugin.models import hf_lora
 from slt_plugin.models.errors import OptionError
+from slt_plugin.models.hf import load_model
 from slt_plugin.models.hf_lora import (
     LoraCheckpoints,
     LoraOptions,
@@ -115,6 +116,34 @@ def test_given_modules_rank_scale_and_biases(load):
 def test_wrong_options(options, message, load):
     with pytest.raises(OptionError, match=message):
         apply_lora(load("bart"), options)
+
+
+@pytest.mark.parametrize(
+    ("family", "others"),
+    [
+        ("t5", "shared, encoder.embed_tokens, decoder.embed_tokens"),
+        ("bart", "model.shared, model.encoder.embed_tokens"),
+    ],
+)
+def test_an_output_projection_that_is_the_token_table_gets_no_adapter(family, others, tmp_path):
+    model = load_model(tiny_model(family, tmp_path / "model"))
+    message = rf"target_modules: the weight of lm_head is shared with {others}.*its token tables are tied"
+    with pytest.raises(OptionError, match=message):
+        apply_lora(model, LoraOptions(target_modules=["fc1" if family == "bart" else "q", "lm_head"]))
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", UNTIED)
+def test_an_output_projection_of_its_own_gets_an_adapter_that_merges(family, tmp_path):
+    model = load_model(tiny_model(family, tmp_path / "model")).eval().double()
+    table, before = model.shared.weight.clone(), logits(model)
+    apply_lora(model, LoraOptions(r=2, target_modules=["lm_head"])).eval()
+    train_adapters(model)
+    after = logits(model)
+    assert (after - before).abs().max() > 0.01
+    merge_lora(model)
+    torch.testing.assert_close(logits(model), after, atol=1e-12, rtol=0)
+    assert torch.equal(model.shared.weight, table)
 
 
 def test_a_model_without_known_names_needs_target_modules():

@@ -131,14 +131,27 @@ def test_merged_it_computes_the_same_without_adapters_and_base(base, trained, co
 def test_another_base_is_refused(base, trained, corpus, tmp_path):
     other = tiny_model("t5", tmp_path / "other", seed=3)
     checkpoint = trained / "checkpoint_last.pt"
-    with pytest.raises(CheckpointError, match=rf"belong to a base .*, but {other} has .*model-overrides"):
+    with pytest.raises(
+        CheckpointError, match=rf"belong to a base .*, but {other} has .*merge-lora CHECKPOINT OUT --base"
+    ):
         ready(checkpoint, corpus, hf_model=str(other))
     (tmp_path / "run").mkdir()
     shutil.copy(checkpoint, tmp_path / "run" / "checkpoint_last.pt")
     with pytest.raises(CheckpointError, match=rf"but {other} has"):
         train_hf(corpus, other, tmp_path / "run", *LORA, "optimization.max_update=21")
-    with pytest.raises(SltError, match=f"{tmp_path}/nowhere does not exist"):
+    with pytest.raises(
+        SltError, match=rf"{tmp_path}/nowhere does not exist.*if it was moved, .*merge-lora .*--base PATH"
+    ):
         ready(checkpoint, corpus, hf_model=f"{tmp_path}/nowhere")
+
+
+def test_a_base_given_relative_to_the_working_directory_is_found_from_elsewhere(base, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    train_hf(corpus, base.name, tmp_path / "run", *LORA, "optimization.max_update=1")
+    checkpoint = tmp_path / "run" / "checkpoint_last.pt"
+    assert load(checkpoint)["cfg"]["model"]["hf_model"] == str(base)
+    monkeypatch.chdir(tmp_path)
+    ready(checkpoint, corpus)
 
 
 def test_full_and_lora_do_not_resume_from_each_other(base, trained, corpus, tmp_path):

@@ -52,9 +52,10 @@ class Freezing:
         if num_updates >= self.frozen_updates or not self._frozen_at_first:
             return
         if isinstance(optimizer, FP16Optimizer):
+            other = "fp32" if getattr(self, "overflows_in_fp16", False) else "common.amp=true"
             raise OptionError(
                 "model.freeze_updates does not go with common.fp16 or common.bf16, whose optimizer decays frozen "
-                "weights too: use common.amp=true, or train in two runs joined by checkpoint.finetune_from_model"
+                f"weights too: use {other}, or train in two runs joined by checkpoint.finetune_from_model"
             )
         for parameter in self._frozen_at_first:
             parameter.grad = None

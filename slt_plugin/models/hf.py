@@ -2,7 +2,7 @@
 
 Pitfalls of transformers 5 that are dealt with here: it ties the token tables of T5 and its relatives whatever their
 configuration says, although the output table of T5 v1.1, mT5 and ByT5 is another one; it loads a model in the precision
-of its file; it gives random values to what a file lacks, with a warning.
+of its file; it gives random values to what a file lacks, with a warning; it makes constants trainable.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def load_model(folder: Path, *, dropout: float | None = None) -> nn.Module:
             )
     except Exception as error:
         raise CheckpointError(f"model.hf_model={folder}: the weights do not load: {_one_line(error)}") from error
-    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    # the hub's files of Pegasus and Marian do not hold their sinusoids: from_pretrained has computed them
+    missing = sorted(set(info["missing_keys"]) - {f"{name}.weight" for name, _ in _sinusoids(hf)})
+    mismatched = sorted(info["mismatched_keys"])
     if missing or mismatched:
         shapes = [f"{name} {tuple(file)} for {tuple(wanted)}" for name, file, wanted in mismatched]
         raise CheckpointError(
@@ -66,9 +68,7 @@ def load_model(folder: Path, *, dropout: float | None = None) -> nn.Module:
             f"the file, or of another shape, and would stay random: {listing([*missing, *shapes], 5)}. Download it "
             "again, or give the model that config.json describes"
         )
-    check_model(hf)
-    _share_tables(hf)
-    return hf
+    return _prepared(hf)
 
 
 def build_model(description: str, *, dropout: float | None = None) -> nn.Module:
@@ -99,9 +99,7 @@ def build_model(description: str, *, dropout: float | None = None) -> nn.Module:
     if not tied:
         output = hf.get_output_embeddings()
         output.weight = nn.Parameter(output.weight.detach().clone())
-    check_model(hf)
-    _share_tables(hf)
-    return hf
+    return _prepared(hf)
 
 
 def describe(hf: nn.Module) -> str:
@@ -110,6 +108,20 @@ def describe(hf: nn.Module) -> str:
     kept = {key: value for key, value in values.items() if _plain(value) and not key.startswith("_")}
     kept.pop("transformers_version", None)
     return json.dumps(kept, sort_keys=True)
+
+
+def _prepared(hf: nn.Module) -> nn.Module:
+    check_model(hf)
+    _share_tables(hf)
+    for _, table in _sinusoids(hf):
+        # they get no gradient; among fairseq's flattened weights (fp16, bf16) weight decay would change them
+        table.requires_grad_(False)
+    return hf
+
+
+def _sinusoids(hf: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and embeddings of positions that are a formula's (``create_weight``): those of Pegasus and Marian."""
+    return [(name, module) for name, module in hf.named_modules() if hasattr(module, "create_weight")]
 
 
 def _share_tables(hf: nn.Module) -> None:

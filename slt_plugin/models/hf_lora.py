@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 IDENTITY = "lora_base"  # the buffer with the checksum of the base
 ATTENTION_ENDINGS = (("q", "v"), ("q_proj", "v_proj"), ("query", "value"))  # T5, BART and its kin, BERT
 HASHED_VALUES = 2**22  # values converted at a time
+MERGE = "slt-import-checkpoint merge-lora CHECKPOINT OUT --base PATH, whose result needs no base"  # for messages
 
 
 @dataclass
@@ -72,7 +73,8 @@ def target_modules(hf_model: nn.Module, given: list[str] | None) -> list[str]:
     """The names that get adapters: those given, checked, or queries and values of the attention.
 
     Raises:
-        OptionError: names of no linear layer of the model; nothing given, and a model whose names are not known.
+        OptionError: names of no linear layer of the model, or of one whose weight is another module's too; nothing
+            given, and a model whose names are not known.
     """
     endings = {name.rsplit(".", 1)[-1] for name, module in hf_model.named_modules() if isinstance(module, nn.Linear)}
     if given is None:
@@ -84,8 +86,8 @@ def target_modules(hf_model: nn.Module, given: list[str] | None) -> list[str]:
             )
         return list(default)
     linear = [name for name, module in hf_model.named_modules() if isinstance(module, nn.Linear)]
-    # as peft compares: the whole name, or its end after a dot
-    wrong = [item for item in given if not any(name == item or name.endswith(f".{item}") for name in linear)]
+    chosen = {item: [name for name in linear if _is_meant(name, item)] for item in given}
+    wrong = [item for item, names in chosen.items() if not names]
     if wrong or not given:
         what = f"no linear layer of {type(hf_model).__name__} is called {', '.join(wrong)}" if wrong else "it is empty"
         hint = did_you_mean(wrong[0], sorted(endings)) if wrong else ""
@@ -93,7 +95,29 @@ def target_modules(hf_model: nn.Module, given: list[str] | None) -> list[str]:
             f"model.lora_config.target_modules={list(given)}: {what}{hint or '.'} Choose from "
             f"{listing(sorted(endings))}, or leave it out for queries and values"
         )
+    _refuse_shared(hf_model, [name for names in chosen.values() for name in names])
     return list(given)
+
+
+def _is_meant(name: str, item: str) -> bool:
+    """As peft compares: the whole name, or its end after a dot."""
+    return name == item or name.endswith(f".{item}")
+
+
+def _refuse_shared(hf_model: nn.Module, chosen: list[str]) -> None:
+    """Raises OptionError where an adapter, once merged, would change another module: an output projection that is the
+    table of the input tokens."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in hf_model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    for name in chosen:
+        others = [other for other in names[id(hf_model.get_submodule(name).weight)] if other != name]
+        if others:
+            raise OptionError(
+                f"model.lora_config.target_modules: the weight of {name} is shared with {', '.join(others)} in this "
+                f"{type(hf_model).__name__} (its token tables are tied), so that merging its adapter would change "
+                f"these as well: leave {name.rpartition('.')[2]} out"
+            )
 
 
 def base_identity(hf_model: nn.Module) -> Tensor:
@@ -181,8 +205,8 @@ def check_base(state: Mapping[str, Tensor], model: LoraCheckpoints) -> None:
     if not torch.equal(stored.cpu(), own):
         raise CheckpointError(
             f"the checkpoint's adapters belong to a base model with checksum {_hexadecimal(stored)}, but "
-            f"{model.cfg.hf_model} has {_hexadecimal(own)}: give the base of the training as model.hf_model (when "
-            "decoding: --model-overrides \"{'hf_model': 'PATH'}\")"
+            f"{model.cfg.hf_model} has {_hexadecimal(own)}: give the base of the training, to train as "
+            f"model.hf_model=PATH, to decode with {MERGE}"
         )
 
 

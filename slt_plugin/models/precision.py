@@ -1,4 +1,7 @@
-"""Guard against half precision where it is known to overflow."""
+"""Guards against half precision where it is known to overflow."""
+
+from fairseq.optim import AMPOptimizer
+from torch import nn
 
 from slt_plugin.models.errors import OptionError
 
@@ -15,8 +18,18 @@ class Fp16Guard:
             OptionError: this model's activations are known to leave the range of fp16.
         """
         if self.overflows_in_fp16:
-            raise OptionError(
-                f"{type(self).__name__} overflows in fp16 (its loss becomes NaN after some updates): "
-                "use bf16 (common.bf16=true) or fp32 instead of common.fp16=true"
-            )
+            raise OptionError(_message(type(self).__name__, "common.fp16=true"))
         return super().half()
+
+
+def check_autocast(model: nn.Module, optimizer) -> None:
+    """Raises OptionError where fairseq's mixed precision (``common.amp``), which is fp16, would overflow."""
+    if isinstance(optimizer, AMPOptimizer) and getattr(model, "overflows_in_fp16", False):
+        raise OptionError(_message("this model", "common.amp=true"))
+
+
+def _message(model: str, option: str) -> str:
+    return (
+        f"{model} overflows in fp16 (its loss becomes NaN after some updates): "
+        f"use bf16 (common.bf16=true) or fp32 instead of {option}"
+    )

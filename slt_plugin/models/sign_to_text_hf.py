@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
 from fairseq.models import FairseqEncoderDecoderModel, register_model
@@ -14,9 +15,10 @@ from slt_plugin.models.freezing import Freezing
 from slt_plugin.models.hf import build_model, describe, load_model
 from slt_plugin.models.hf_decoder import HFDecoder, HFTextEncoder
 from slt_plugin.models.hf_families import family_of
-from slt_plugin.models.hf_lora import LoraCheckpoints, LoraOptions, apply_lora, base_identity, log_parameters
+from slt_plugin.models.hf_lora import MERGE, LoraCheckpoints, LoraOptions, apply_lora, base_identity, log_parameters
 from slt_plugin.models.precision import Fp16Guard
 from slt_plugin.modules.adapter import Adapter
+from slt_plugin.text.errors import HubError
 from slt_plugin.text.hub import resolve
 
 logger = logging.getLogger(__name__)
@@ -154,7 +156,15 @@ class SignToTextHF(LoraCheckpoints, TiedNames, Freezing, Fp16Guard, FairseqEncod
     def _pretrained(cfg: SignToTextHFConfig, weights_follow: bool) -> nn.Module:
         if weights_follow and cfg.hf_config and not cfg.use_lora:
             return build_model(cfg.hf_config, dropout=cfg.dropout)
-        return load_model(resolve(cfg.hf_model), dropout=cfg.dropout)
+        try:
+            folder = resolve(cfg.hf_model)
+        except HubError as error:
+            if not weights_follow or not cfg.use_lora:
+                raise
+            raise HubError(f"{error}. The checkpoint has adapters for this model: if it was moved, {MERGE}") from error
+        if Path(cfg.hf_model).expanduser() == folder:  # a directory, not an id
+            cfg.hf_model = str(folder.absolute())  # adapters look for it from wherever they are decoded
+        return load_model(folder, dropout=cfg.dropout)
 
     def forward(
         self,

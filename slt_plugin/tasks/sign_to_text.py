@@ -16,6 +16,7 @@ from slt_plugin.data.errors import DataError
 from slt_plugin.data.manifest import Row, read_manifest
 from slt_plugin.data.sources import FeatureSource, Source
 from slt_plugin.models.errors import OptionError
+from slt_plugin.models.precision import check_autocast
 from slt_plugin.tasks.checks import (
     check_best_metric,
     check_ctc_lengths,
@@ -36,7 +37,7 @@ from slt_plugin.tasks.samples import Sample, ValidationSamples
 from slt_plugin.tasks.teacher import build_teacher, check_teacher
 from slt_plugin.tasks.validation import log_sample, log_scores, score_counts
 from slt_plugin.text.codec import CodecError, build_codec, empty_codec
-from slt_plugin.text.languages import MBART_CC25
+from slt_plugin.text.languages import MBART_CC25, code_of_family
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class SignToTextTask(ManifestTask):
                 "begin with the language token as here: use an mBART-cc25 vocabulary, or one without languages, or "
                 "model sign_to_text_hf, which writes them as the pretrained model does"
             )
-        ids = []
+        ids, renamed = [], {}
         for row in rows:
             language = self.cfg.target_lang or row.text_lang
             if language is None:
@@ -239,10 +240,15 @@ class SignToTextTask(ManifestTask):
                     f"{path}: row {row.id} has no text_lang, and the vocabulary marks languages: fill the column "
                     f"or set task.target_lang (for example {self.example_language()})"
                 )
+            code = code_of_family(language, self.codec.languages) or language
+            if code != language:
+                renamed[language] = code
             try:
-                ids.append(self.codec.language_id(language))
+                ids.append(self.codec.language_id(code))
             except CodecError as error:
                 raise DataError(f"{path}: row {row.id}: {error}") from error
+        if renamed:
+            logger.info("%s: languages as the vocabulary has them: %s", path, renamed)
         return ids
 
     def _knows_languages(self) -> bool:
@@ -318,7 +324,7 @@ class SignToTextTask(ManifestTask):
         self.models_built, self.start_id = True, start
         self.decodes_prefix_languages = getattr(model, "decodes_prefix_languages", False)
         if getattr(model.cfg, "hf_config", None):
-            cfg.hf_config = model.cfg.hf_config
+            cfg.hf_config, cfg.hf_model = model.cfg.hf_config, model.cfg.hf_model
 
     def build_criterion(self, cfg, from_checkpoint: bool = False):
         criterion = super().build_criterion(cfg, from_checkpoint)
@@ -326,6 +332,7 @@ class SignToTextTask(ManifestTask):
         return criterion
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        check_autocast(model, optimizer)
         check_parameter_groups(model, optimizer)
         output = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         model.drop_frozen_gradients(update_num, optimizer)  # so that they do not count in the gradient's norm

@@ -4,6 +4,8 @@ Source: the ``--langs`` of fairseq's examples/mbart (cc25), ML50_langs.txt of ex
 FLORES-200 codes of NLLB-200 in the order of fairseq's examples/nllb, which SONAR shares.
 """
 
+from collections.abc import Collection
+
 MBART_CC25 = (
     "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN",
     "it_IT", "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO",
@@ -40,7 +42,7 @@ NLLB_200 = (
     "urd_Arab", "uzn_Latn", "vec_Latn", "vie_Latn", "war_Latn", "wol_Latn", "xho_Latn", "ydd_Hebr", "yor_Latn",
     "yue_Hant", "zho_Hans", "zho_Hant", "zul_Latn",
 )  # fmt: skip
-# what people write (ISO 639-1, macrolanguages, library codes) -> the code of NLLB-200 that they mean; for hints alone
+# what people write (ISO 639-1, macrolanguages, library codes) -> the code of NLLB-200 that they mean
 LIKELY_CODES = {
     "en": "eng_Latn", "de": "deu_Latn", "fr": "fra_Latn", "es": "spa_Latn", "zh": "zho_Hans", "pt": "por_Latn",
     "it": "ita_Latn", "nl": "nld_Latn", "ru": "rus_Cyrl", "ar": "arb_Arab", "ja": "jpn_Jpan", "ko": "kor_Hang",
@@ -64,3 +66,21 @@ LIKELY_CODES = {
     "nep": "npi_Deva", "ori": "ory_Orya", "pus": "pbt_Arab", "kur": "kmr_Latn", "mlg": "plt_Latn", "orm": "gaz_Latn",
     "yid": "ydd_Hebr", "srd": "srd_Latn",
 }  # fmt: skip
+
+
+def code_of_family(language: str, codes: Collection[str]) -> str | None:
+    """What a model's vocabulary calls a language that a manifest writes in its own way, where only one can be meant.
+
+    "en" is en_XX of mBART, eng_Latn of NLLB and SONAR, en of M2M-100. None: no such language, or several of them: NLLB
+    writes Chinese in two scripts.
+
+    Args:
+        codes: of the vocabulary.
+    """
+    if language in codes:
+        return language
+    begin = language.replace("-", "_").split("_")[0].lower()
+    likely = LIKELY_CODES.get(begin)
+    bases = {begin} if likely is None else {begin, likely.split("_")[0]}
+    found = [code for code in codes if code.split("_")[0] in bases]
+    return found[0] if len(found) == 1 and language.lower() == begin else None
