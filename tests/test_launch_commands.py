@@ -270,7 +270,7 @@ def test_a_time_limit_that_was_too_short(evaluation, monkeypatch, capsys, module
     """submitit raises this in the midst of the work."""
     from submitit.core.utils import UncompletedJobError
 
-    def ended(cfg):
+    def ended(*_):
         raise UncompletedJobError("Job not requeued because: timed-out too many times.")
 
     monkeypatch.setattr(module, called, ended)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from slt_plugin.launch.running import note_jobs, refuse_running
 from slt_plugin.launch.sweep import SAVE_DIR, check_sweep_folder, element_words, expand, write_sweep
 from slt_plugin.models.errors import OptionError
 
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # another option's value
 OF_THE_JOB = ("oc.env:", "hydra:")  # what only the job can resolve, and what must not be printed here
 
 
@@ -132,14 +134,29 @@ def resolve(cfg: DictConfig) -> DictConfig | None:
 
 
 def printable(cfg: DictConfig) -> dict:
-    """With interpolations resolved, except those whose value is of the environment: it may be a secret."""
+    """With interpolations resolved, except those whose value comes from the environment, by whatever detour.
+
+    It may be a secret.
+    """
+    raw = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
+
+    def of_the_job(value) -> bool:
+        if not isinstance(value, str) or "${" not in value:
+            return False
+        return any(name in value for name in OF_THE_JOB) or any(map(of_the_job, map(at, REFERENCE.findall(value))))
+
+    def at(key: str):
+        found = raw
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
 
     def value_of(value, key: str):
         if isinstance(value, dict):
             return {name: value_of(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
         if isinstance(value, list):
             return [value_of(inner, f"{key}[{number}]") for number, inner in enumerate(value)]
-        if not isinstance(value, str) or "${" not in value or any(name in value for name in OF_THE_JOB):
+        if not isinstance(value, str) or "${" not in value or of_the_job(value):
             return value
         try:
             found = OmegaConf.select(cfg, key)
@@ -147,7 +164,7 @@ def printable(cfg: DictConfig) -> dict:
             return value
         return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
-    return value_of(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True), "")
+    return value_of(raw, "")
 
 
 def check_complete(cfg: DictConfig) -> None:
