@@ -233,7 +233,8 @@ def test_one_command_compares_zero_shot_fine_tuned_and_published(sonar, tmp_path
         command = ["bash", str(script), *map(str, words)]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    small = ("common.cpu=true", "dataset.num_workers=0", "generation.beam=1", "generation.max_len_b=5")
+    small = ("common.cpu=true", "dataset.num_workers=0", "generation.beam=1", "generation.max_len_b=5", "evidence=0",
+             "report=false")  # fmt: skip
     done = compare(checkpoint, checkpoint, data, *small)
     assert done.returncode == 0, done.stderr[-3000:]
     table = done.stdout.split("== table")[1]
