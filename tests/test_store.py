@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
 import shutil
 
 import numpy as np
@@ -155,7 +156,9 @@ def test_a_store_is_pickled_as_its_folder_and_read_after_a_fork(folder):
     data = pickle.dumps(store)
     assert len(data) < 500
     np.testing.assert_array_equal(pickle.loads(data).read("c4"), store.read("c4"))  # noqa: S301
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    # a training in this process notes SIGTERM, which is how a pool ends its workers
+    killable = {"initializer": signal.signal, "initargs": (signal.SIGTERM, signal.SIG_DFL)}
+    with multiprocessing.get_context("fork").Pool(2, **killable) as pool:
         results = pool.starmap(store.read, [(f"c{clip}", 1) for clip in range(10)])
     for clip, array in enumerate(results):
         np.testing.assert_array_equal(array, features(clip + 1, 2 * clip + 1))
