@@ -4,8 +4,8 @@ import json
 import multiprocessing
 import os
 import pickle
-import signal
 import shutil
+import signal
 
 import numpy as np
 import pytest
